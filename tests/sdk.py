@@ -1,0 +1,60 @@
+"""Ways to run the connector with the SDK: in this process with its runner, or with the `fivetran` command."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import duckdb
+from fivetran_connector_sdk import Connector, Logging
+from fivetran_connector_sdk_cli import core_adapter
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def copy_project(folder: Path, **configuration: str) -> Path:
+    """Copy what the SDK needs of the project to a folder, with these settings on top of the shipped ones."""
+    for name in ("connector.py", "configuration.json", "requirements.txt", ".gitignore"):
+        shutil.copy(PROJECT / name, folder)
+    path = folder / "configuration.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | configuration), encoding="utf-8")
+    return folder
+
+
+def environment() -> dict:
+    """The environment for the `fivetran` command: it calls pipreqs, which is installed beside it, by name."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def fivetran() -> str:
+    """The path of the `fivetran` command."""
+    return shutil.which("fivetran", path=environment()["PATH"])
+
+
+def run(connector: Connector, folder: Path, configuration: dict) -> int:
+    """Run one sync with the SDK's runner, as `fivetran debug` does after its checks. Returns the number of upserts."""
+    Logging.LOG_LEVEL = Logging.Level.INFO
+    return core_adapter.run(connector, str(folder), configuration, state(folder))["Upserts"]
+
+
+def state(folder: Path) -> dict:
+    path = folder / "files" / "state.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def table(folder: Path) -> dict:
+    """The rows of tester.user by id: a dict each, its times as `datetime`s in UTC, without the SDK's own columns."""
+    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
+        found = warehouse.execute(
+            "select * exclude (_fivetran_synced, _fivetran_deleted) "
+            "replace (updated_at at time zone 'UTC' as updated_at, created_at at time zone 'UTC' as created_at) "
+            "from tester.user"
+        )
+        names = [column[0] for column in found.description]
+        rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    return {row["id"]: row for row in rows}

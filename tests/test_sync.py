@@ -1,0 +1,170 @@
+"""What a sync does when nothing goes wrong and nothing moves."""
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import connector
+from memory_api import EPOCH, timestamp
+
+
+def test_the_schema_is_the_table_user_with_its_key_and_eight_columns():
+    assert connector.schema({}) == [
+        {
+            "table": "user",
+            "primary_key": ["id"],
+            "columns": {
+                "id": "STRING",
+                "name": "STRING",
+                "email": "STRING",
+                "address": "STRING",
+                "company": "STRING",
+                "job": "STRING",
+                "updatedAt": "UTC_DATETIME",
+                "createdAt": "UTC_DATETIME",
+            },
+        }
+    ]
+
+
+def test_the_first_sync_reads_every_user(api, sync):
+    api.add(250)
+    assert list(sync().table) == list(api.users)
+
+
+def test_the_first_sync_asks_without_updated_since(api, sync):
+    api.add(3)
+    sync()
+    assert api.requests == [{"order_by": "updatedAt", "order_type": "asc", "limit": "100", "offset": "0"}]
+
+
+def test_the_next_sync_asks_from_the_last_updated_at(api, sync):
+    api.add(3)
+    sync()
+    sync()
+    assert api.requests[1]["updated_since"] == timestamp(EPOCH + timedelta(seconds=3))
+
+
+def test_the_next_sync_reads_only_the_edge_and_what_changed(api, sync, destination):
+    api.add(250)
+    sync()
+    api.touch("7")
+    api.add(1, updated_at=api.now)
+    destination.operations.clear()
+    assert [user["id"] for user in sync().upserts] == ["250", "7", "251"]
+
+
+def test_an_unchanged_second_sync_is_one_request(api, sync):
+    api.add(250)
+    sync()
+    asked = len(api.requests)
+    sync()
+    assert len(api.requests) == asked + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 199, 200, 201, 298])
+def test_no_count_of_users_falls_between_two_pages(api, sync, count):
+    api.add(count)
+    assert list(sync().table) == list(api.users)
+
+
+def test_an_empty_list_is_no_error_and_leaves_the_state_as_it_was(api, sync):
+    assert sync().table == {}
+    assert sync().state == {}
+    assert sync({"last_updated_at": "2024-01-15T10:30:00Z"}).state in ({}, {"last_updated_at": "2024-01-15T10:30:00Z"})
+
+
+def test_every_page_is_checkpointed_after_its_rows_and_never_ahead_of_them(api, sync):
+    api.add(250)
+    delivered = []
+    kinds = []
+    for kind, value in sync().operations:
+        if kind == "upsert":
+            delivered.append(value["updatedAt"])
+        else:
+            assert connector.parse_time(value["last_updated_at"]) == delivered[-1]
+        kinds.append(kind[0])
+    assert "".join(kinds).count("c") == 3
+    assert kinds[-1] == "c"
+
+
+def test_the_state_has_one_key_and_the_value_is_the_apis_own_string(api, sync):
+    api.add(1, updatedAt="2024-01-15T10:30:00.1234567+02:00")
+    assert sync().state == {"last_updated_at": "2024-01-15T10:30:00.1234567+02:00"}
+
+
+def test_a_page_size_the_api_refuses_is_halved_until_it_is_taken(api, sync, capsys):
+    api.add(120)
+    api.limit_max = 30
+    assert list(sync().table) == list(api.users)
+    assert [request["limit"] for request in api.requests[:3]] == ["100", "50", "25"]
+    assert {request["limit"] for request in api.requests[2:]} == {"25"}
+    assert capsys.readouterr().out.count("pages of 100 users") == 1
+
+
+@pytest.mark.parametrize("cap", [2, 7, 50, 99])
+def test_an_api_that_returns_fewer_users_than_asked_is_followed(api, sync, cap):
+    api.add(120)
+    api.page_cap = cap
+    assert list(sync().table) == list(api.users)
+
+
+def test_a_field_the_schema_does_not_name_passes_through(api, sync):
+    api.add(1, nickname="Jo", tags=["a", "b"], settings={"theme": "dark"}, age=41)
+    row = sync().table["1"]
+    assert (row["nickname"], row["tags"], row["settings"], row["age"]) == ("Jo", ["a", "b"], {"theme": "dark"}, 41)
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        ({"city": "Zürich"}, '{"city": "Zürich"}'),
+        (["a", 1], '["a", 1]'),
+        (True, "true"),
+        (12, "12"),
+        ("text", "text"),
+        (None, None),
+    ],
+)
+def test_what_is_no_text_in_a_string_column_is_stored_as_json(api, sync, value, stored):
+    api.add(1, address=value)
+    assert sync().table["1"]["address"] == stored
+
+
+def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, sync):
+    api.add(1, createdAt=None)
+    row = sync().table["1"]
+    assert row["updatedAt"] == EPOCH + timedelta(seconds=1)
+    assert row["createdAt"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2024-01-15T10:30:00Z", (2024, 1, 15, 10, 30)),
+        ("2024-01-15T10:30:00", (2024, 1, 15, 10, 30)),
+        ("2024-01-15 10:30:00", (2024, 1, 15, 10, 30)),
+        ("2024-01-15t10:30:00z", (2024, 1, 15, 10, 30)),
+        ("2024-01-15", (2024, 1, 15)),
+        ("20240115T103000Z", (2024, 1, 15, 10, 30)),
+        ("2024-01-15T10:30Z", (2024, 1, 15, 10, 30)),
+        ("2024-01-15T10:30:00+02:00", (2024, 1, 15, 8, 30)),
+        ("2024-01-15T10:30:00-0330", (2024, 1, 15, 14, 0)),
+        ("2024-01-15T10:30:00+02", (2024, 1, 15, 8, 30)),
+        ("2024-01-15T10:30:00.5Z", (2024, 1, 15, 10, 30, 0, 500000)),
+        ("2024-01-15T10:30:00,25Z", (2024, 1, 15, 10, 30, 0, 250000)),
+        ("2024-01-15T10:30:00.1234567+02:00", (2024, 1, 15, 8, 30, 0, 123456)),
+        ("2024-01-15T10:30:00.123456789012Z", (2024, 1, 15, 10, 30, 0, 123456)),
+        ("0001-01-01T00:00:00Z", (1, 1, 1)),
+    ],
+)
+def test_a_time_is_read_in_every_form_an_api_may_use(text, time):
+    assert connector.parse_time(text) == datetime(*time, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "yesterday", "1705314600", "1711122310123", "2024-13-01", "2024-1-5", "\uff12024-01-15"]
+)
+def test_what_is_no_time_is_not_taken_for_one(text):
+    with pytest.raises(ValueError, match=r"ISO 8601|month"):
+        connector.parse_time(text)
