@@ -1,18 +1,22 @@
 """Syncs the users of a REST API into the table `user`: first all of them, then only what changed.
 
-The file reads from top to bottom: what is set, how one page is asked for, how pages become a list, what the
-table is, what a sync does, and how to run one on a laptop.
+It loses no user while the list changes under it. The file reads from top to bottom: what is set, how one page is
+asked for, how pages become an unbroken list, what the table is, what a sync does, and how to run one on a laptop.
+The README says why the paging is safe, and which lines to change for another API.
 """
 
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import requests
+import tenacity
 from fivetran_connector_sdk import Connector
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
@@ -34,7 +38,13 @@ COLUMNS = {
 STRING_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "STRING"]
 TIME_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "UTC_DATETIME"]
 
-TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
+WINDOW_ROWS = 10_000  # how deep offsets go before paging starts again at the cursor; many APIs refuse deeper ones
+BARREN_WINDOWS = 5  # how often the same window may be read again and bring nothing new
+
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces of an answer
+TRIES = 6  # for each page
+LONGEST_WAIT = 600  # seconds a page may take with all its tries, and an API may ask to wait
+PASSING = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 
 
 class SyncError(Exception):
@@ -45,86 +55,287 @@ class Refused(SyncError):
     """The API does not take a request as it is (HTTP 400 or 422)."""
 
 
+class Unavailable(SyncError):
+    """No page came this time. `wait` is how many seconds the API asks to wait, or None if it does not say."""
+
+    def __init__(self, message: str, wait: float | None = None):
+        super().__init__(message)
+        self.wait = wait
+
+
 # What is set
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What configuration.json sets: the API's address, and how many users to ask for at a time."""
+    """What configuration.json sets. The README has a table of it."""
 
     base_url: str
-    page_size: int = 100
+    page_size: int  # users
+    lookback_seconds: int
+
+
+NUMBERS = {"page_size": (2, 10_000, 100), "lookback_seconds": (0, 31_536_000, 0)}  # lowest, highest, default
 
 
 def read_settings(configuration: dict) -> Settings:
     """Check the configuration and return it as `Settings`. Raises `SyncError` if a value is not usable."""
     base_url = configuration.get("base_url") or ""
-    page_size = configuration.get("page_size") or "100"
     if not base_url:
         raise SyncError("The configuration has no base_url: set it to the address of the API.")
-    if not re.fullmatch("[0-9]{1,5}", page_size) or not 2 <= int(page_size) <= 10_000:
-        raise SyncError(f"page_size is {page_size!r}: set it to a whole number from 2 to 10000.")
-    return Settings(base_url, int(page_size))
+    numbers = {}
+    for name, (lowest, highest, default) in NUMBERS.items():
+        text = str(configuration.get(name) or default)
+        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+            raise SyncError(f"{name} is {text!r}: set it to a whole number from {lowest} to {highest}.")
+        numbers[name] = int(text)
+    return Settings(base_url, **numbers)
 
 
 # How one page is asked for
 
 
+class Cursor(NamedTuple):
+    """A place in the list of users, which is sorted by `updatedAt`: a time, and how to write it to the API."""
+
+    time: datetime
+    text: str
+
+    @classmethod
+    def at(cls, time: datetime) -> "Cursor":
+        """The place of a time of our own, cut to the second: not every API reads fractions."""
+        return cls(time, time.replace(microsecond=0, tzinfo=None).isoformat() + "Z")
+
+
 class Request(NamedTuple):
-    """A page to ask for: the users updated since a time (None: all), from which offset, and how many at most."""
+    """A page to ask for: of the users updated since a cursor (None: of all), from which offset."""
 
-    updated_since: str | None
+    since: Cursor | None
     offset: int
-    limit: int
 
 
-class Page(NamedTuple):
-    """A page of users, as rows of the table; how many match in all; and the last one's `updatedAt` as it came."""
+@dataclass(frozen=True)
+class Page:
+    """A page of the list."""
 
-    users: list
-    total: int
-    last_updated_at: str | None
+    rows: list = field(repr=False)  # for the table; never shown, as they are people's data
+    total: int  # how many users match, not only those of this page
+    last: Cursor | None  # where its last user stands
 
 
-def get_page(session: requests.Session, base_url: str, request: Request) -> Page:
-    """Ask the API for one page. Raises `Refused` for HTTP 400 and 422, `SyncError` for anything else but a page."""
-    parameters = {
-        "updated_since": request.updated_since,  # left out of the URL where it is None
-        "order_by": UPDATED_AT,
-        "order_type": "asc",
-        "limit": request.limit,
-        "offset": request.offset,
-    }
-    try:
-        response = session.get(base_url, params=parameters, timeout=TIMEOUT)
-    except requests.RequestException as error:
-        raise SyncError(f"The API did not answer at offset {request.offset}: {error}") from None
-    if response.status_code != 200:
+class Api:
+    """The API: asked for a page, and asked again where that may help."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self.limit = settings.page_size  # users to ask for; less once the API has refused that many
+        self.started = None  # a Cursor: what the API's clock said when it first answered
+        self._has_given_pages = False
+        self._session = requests.Session()
+        self._closed = Event()
+        backoff = tenacity.wait_exponential_jitter(max=60)
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=lambda attempt: backoff(attempt) if error_of(attempt).wait is None else error_of(attempt).wait,
+            stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(LONGEST_WAIT),
+            sleep=tenacity.sleep_using_event(self._closed),
+            before_sleep=self._announce_wait,
+            retry_error_callback=self._give_up,
+        )
+
+    def close(self):
+        """End every wait, and the connections."""
+        self._closed.set()
+        self._session.close()
+
+    def get(self, request: Request) -> Page:
+        """Ask for a page, up to `TRIES` times. While the API refuses the size of the very first one, halve it.
+
+        Raises `Refused` if the API does not take the request, and `SyncError` if there is no page to be had.
+        """
+        while True:
+            try:
+                page = self._retrying(self._try, request)
+            except Refused as refusal:
+                if self._has_given_pages or self.limit == 2 or "limit" not in str(refusal).lower():
+                    raise
+                self.limit = max(self.limit // 2, 2)
+            else:
+                if not self._has_given_pages and self.limit < self.settings.page_size:
+                    log.info(f"The API refused pages of {self.settings.page_size} users: asking for {self.limit}.")
+                self._has_given_pages = True
+                return page
+
+    def _try(self, request: Request) -> Page:
+        parameters = {"order_by": UPDATED_AT, "order_type": "asc", "limit": self.limit, "offset": request.offset}
+        if request.since:
+            parameters["updated_since"] = request.since.text
+        try:
+            response = self._session.get(
+                self.settings.base_url, params=parameters, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
+            )
+        except RETRIED_ERRORS as error:
+            raise Unavailable(in_words(error)) from None
+        except requests.RequestException as error:
+            raise SyncError(f"The API cannot be asked: {in_words(error)}. Check base_url.") from None
+        if self.started is None:
+            self.started = Cursor.at(server_time(response))
+        check_status(response, request.offset)
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            kind = response.headers.get("Content-Type", "of no stated type")
+            raise Unavailable(
+                f"HTTP {response.status_code} with a body that is not JSON ({kind}, {len(response.content)} bytes; "
+                "is base_url the API, and not a page for people such as a login?)"
+            ) from None
+        return to_page(answer, request)
+
+    def _announce_wait(self, attempt: tenacity.RetryCallState):
+        log.warning(
+            f"No page at offset {attempt.args[0].offset}: {error_of(attempt)}. Waiting {attempt.upcoming_sleep:.1f} s "
+            f"before try {attempt.attempt_number + 1} of {TRIES}."
+        )
+
+    def _give_up(self, attempt: tenacity.RetryCallState):
+        raise SyncError(
+            f"The API gave no page at offset {attempt.args[0].offset}, asked {attempt.attempt_number} times in "
+            f"{attempt.seconds_since_start:.0f} s: {error_of(attempt)}. Nothing is lost: the next sync goes on from "
+            "the last checkpoint."
+        )
+
+
+RETRIED_ERRORS = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+
+
+def error_of(attempt: tenacity.RetryCallState) -> Unavailable:
+    return attempt.outcome.exception()
+
+
+def in_words(error: requests.RequestException) -> str:
+    """Say in a few words why no answer came. The error itself says too much: it may quote a URL with secrets."""
+    if isinstance(error, requests.ConnectTimeout):
+        return f"no connection within {CONNECT_TIMEOUT} s"
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {READ_TIMEOUT} s"
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__
+    kind = type(error).__name__
+    if isinstance(cause, requests.RequestException):
+        return kind
+    return f"{kind}: {getattr(cause, 'strerror', None) or cause}"
+
+
+def check_status(response: requests.Response, offset: int):
+    """Return if the status is a success. Raises `Unavailable`, `Refused` or `SyncError` if it is not."""
+    status = f"HTTP {response.status_code} {response.reason or ''}".strip()
+    if response.status_code in PASSING:
+        wait = asked_wait(response)
+        if wait is not None and wait > LONGEST_WAIT:
+            raise SyncError(
+                f"The API answered {status} at offset {offset} and asks to wait {wait:.0f} s, longer than the "
+                f"{LONGEST_WAIT} s a sync waits. Sync again after that, or less often."
+            )
+        raise Unavailable(status, wait)
+    if response.status_code in (401, 403):
+        raise SyncError(f"The API answered {status}: check api_key.")
+    if response.status_code == 404:
+        raise SyncError(f"The API answered {status}: check base_url.")
+    if not 200 <= response.status_code < 300:
         kind = Refused if response.status_code in (400, 422) else SyncError
-        raise kind(f"The API answered HTTP {response.status_code} at offset {request.offset}: {response.text[:200]}")
-    return to_page(response.json())
+        raise kind(f"The API answered {status} at offset {offset}: {response.text[:200]}")
 
 
-def to_page(answer: dict) -> Page:
-    """Turn an answer of the API into a `Page`."""
-    data = answer["data"]
-    return Page([to_row(user) for user in data], answer["total"], data[-1][UPDATED_AT] if data else None)
+def asked_wait(response: requests.Response) -> float | None:
+    """Return how many seconds the `Retry-After` header asks to wait (RFC 9110, 10.2.3), None if it does not say."""
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]+", value):
+        return float(value)
+    until = http_date(value)
+    return None if until is None else max(0.0, (until - server_time(response)).total_seconds())
 
 
-def to_row(user: dict) -> dict:
+def server_time(response: requests.Response) -> datetime:
+    """Return the API's own time, from the `Date` header, or the local one if there is none."""
+    return http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
+
+
+def http_date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).replace(tzinfo=timezone.utc)  # it is always GMT (RFC 9110, 5.6.7)
+    except ValueError:
+        return None
+
+
+def to_page(answer: object, request: Request) -> Page:
+    """Check an answer of the API and turn it into a `Page`. Raises `SyncError` if the README asks for another."""
+    if not isinstance(answer, dict):
+        raise unreadable(request, "a JSON object", answer)
+    data, total, offset = answer.get("data"), answer.get("total"), answer.get("offset", request.offset)
+    if not isinstance(data, list):
+        raise unreadable(request, "`data` to be a list of users", data)
+    if type(total) is not int or total < 0:
+        raise unreadable(request, "`total` to be a whole number, 0 or more", total)
+    if offset != request.offset:
+        raise unreadable(request, f"`offset` to be {request.offset}, as asked for", offset)
+    if request.offset == 0 and total < len(data):
+        raise unreadable(request, f"`total` to be at least {len(data)}, the users of its first page", total)
+    rows = []
+    for user in data:
+        row = to_row(user, request)
+        if rows and row[UPDATED_AT] < rows[-1][UPDATED_AT]:
+            raise SyncError(
+                f"The users at offset {request.offset} are out of order: `{UPDATED_AT}` of user {row[ID]} is earlier "
+                f"than that of user {rows[-1][ID]} before. The API must sort by order_by={UPDATED_AT} and "
+                "order_type=asc, or what changed cannot be told."
+            )
+        rows.append(row)
+    return Page(rows, total, Cursor(rows[-1][UPDATED_AT], data[-1][UPDATED_AT]) if rows else None)
+
+
+def to_row(user: object, request: Request) -> dict:
     """Turn a user of the API into a row of the table: its times as `datetime`s, and JSON text in STRING columns.
 
     A column that `schema()` does not name is left as it is: the SDK finds its type. It would store a dict or list in
-    a STRING column as Python writes it, though, which no warehouse can read.
+    a STRING column as Python writes it, though, which no warehouse can read. Raises `SyncError` for a user with no
+    usable id or times.
     """
+    if not isinstance(user, dict):
+        raise unreadable(request, "each user to be a JSON object", user)
     row = dict(user)
+    if type(row.get(ID)) not in (str, int):
+        raise unreadable(request, f"`{ID}` of each user to be a text or a whole number", row.get(ID))
     for name in TIME_COLUMNS:
-        if row.get(name) is not None:
-            row[name] = parse_time(row[name])
+        if row.get(name) is not None or name == UPDATED_AT:
+            try:
+                row[name] = parse_time(row.get(name))
+            except (TypeError, ValueError, OverflowError):
+                raise unreadable(request, f"`{name}` of user {row[ID]} to be an ISO 8601 time", row.get(name)) from None
     for name in STRING_COLUMNS:
         if not isinstance(row.get(name), str | None):
             row[name] = json.dumps(row[name], ensure_ascii=False)
     return row
+
+
+def unreadable(request: Request, expected: str, came: object) -> SyncError:
+    """Return the error for an answer that is not what the README asks for."""
+    return SyncError(
+        f"The API's answer at offset {request.offset} cannot be read: expected {expected}, but got {shown(came)}. "
+        "The README lists what the API must offer."
+    )
+
+
+def shown(value: object) -> str:
+    """Show a value of an answer in an error, if it is short; of what may hold people's data, say only what it is."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    return "nothing" if value is None else repr(value)[:40]
 
 
 ISO_8601 = re.compile(
@@ -138,7 +349,8 @@ def parse_time(text: str) -> datetime:
     """Read an ISO 8601 date and time as UTC, kept to the microsecond. Without a zone it is taken as UTC.
 
     `datetime.fromisoformat` alone would not do: up to Python 3.10 it reads few of the forms APIs use, and since then
-    it also reads long numbers as times. Raises `ValueError` if `text` is no calendar date, with or without a time.
+    it also reads long numbers as times. Raises `ValueError` if `text` is no calendar date, with or without a time,
+    `TypeError` if it is no text, and `OverflowError` if it is no year from 1 to 9999 in UTC.
     """
     match = ISO_8601.fullmatch(text)
     if not match:
@@ -150,34 +362,148 @@ def parse_time(text: str) -> datetime:
     return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)
 
 
-# How pages become a list
+# How pages become an unbroken list
 
 
-def read_pages(settings: Settings, updated_since: str | None) -> Iterator[Page]:
-    """Yield the pages of all users updated since a time, or of all users if that is None."""
-    limit, offset = settings.page_size, 0
-    with requests.Session() as session:
-        while True:
+class Window(NamedTuple):
+    """Where reading stands in a window: the pages of one `updated_since`, at growing offsets."""
+
+    since: Cursor | None
+    offset: int = 0  # of the next page
+    seam: tuple | None = None  # the last user so far, which the next page must begin with
+    last: Cursor | None = None  # where that user stands
+    total: int = 0  # users in the window, as its first page says
+
+    def next(self, lookback: int) -> "Window | None":
+        """Return the window from the last user on (with a lookback: from a second before), None if that is no later."""
+        since = earlier(self.last, 1) if lookback else self.last
+        return Window(since) if self.since is None or since.time > self.since.time else None
+
+
+class Paging:
+    """Reads the list of users without a gap, though it changes: one that is updated moves to the end of the list."""
+
+    def __init__(self, api: Api, cursor: Cursor | None):
+        """Read from a cursor on, or everything if that is None."""
+        self._api = api
+        self._lookback = api.settings.lookback_seconds
+        self._window = Window(earlier(cursor, self._lookback) if cursor and self._lookback else cursor)
+        self._window_rows = WINDOW_ROWS
+        self._page_rows = api.settings.page_size  # users on a full page: some APIs give fewer than asked
+        self._seen = None  # the users of a window that is read again
+        self._barren = 0  # how often it was, since it last brought one that is new
+
+    def pages(self) -> Iterator[Page]:
+        """Yield pages with all users. Raises `SyncError` if the API does not let them be read without a gap."""
+        while self._window:
+            window = self._window
             try:
-                page = get_page(session, settings.base_url, Request(updated_since, offset, limit))
-            except Refused as error:
-                if offset or limit == 2 or "limit" not in str(error):
-                    raise
-                limit = max(limit // 2, 2)
+                page = self._api.get(Request(window.since, window.offset))
+            except Refused as refusal:
+                self._window = self._after_refusal(refusal)
                 continue
-            if limit != settings.page_size and offset == 0:
-                log.info(f"The API refused pages of {settings.page_size} users: asking for {limit} at a time.")
-            yield page
-            offset += len(page.users)
-            if offset >= page.total or not page.users:
-                return
+            # The seam: each page overlaps the one before by a user. Users only ever leave from in front of it, for the
+            # end of the list, and never join there. So if that user is where it was, nothing in front of it has moved
+            # between the two requests, whichever the API answered first, and the rest of the page is new.
+            if window.seam and (not page.rows or key(page.rows[0]) != window.seam):
+                self._window = self._after_broken_seam(page)
+                continue
+            self._window = self._after(page)
+            yield replace(page, rows=page.rows[1:] if window.seam else page.rows)
+
+    def _after(self, page: Page) -> Window | None:
+        """Return where to read on after a page, None at the end of the list."""
+        window = self._window
+        read = window.offset + len(page.rows)  # users of the window, up to here
+        if len(page.rows) <= bool(window.seam):
+            return self._after_nothing_new(page.total, read)
+        if self._seen is not None and not self._seen.issuperset(map(key, page.rows)):
+            self._seen.update(map(key, page.rows))
+            self._barren = 0
+        total = window.total if window.offset else page.total
+        full = len(page.rows) >= min(self._page_rows, self._api.limit)
+        deep = read - 1 + self._api.limit > self._window_rows  # the next page would reach beyond the window
+        if read < total:
+            self._page_rows = len(page.rows)
+        elif not full or not (deep or page.last.time < self._api.started.time):
+            return None
+        onward = Window(window.since, read - 1, key(page.rows[-1]), page.last, total)
+        return (deep and self._next_window(onward)) or onward
+
+    def _after_nothing_new(self, total: int, read: int) -> Window | None:
+        """The same, after a page with nothing behind its seam: that is the end, unless the API says there is more."""
+        if total <= read:
+            return None
+        following = self._next_window(self._window) if read else None
+        if following is None and read <= 1:
+            raise SyncError(
+                f"The API says {total} users match, but returns {read} for limit={self._api.limit}, asked twice. "
+                "It must return at least 2 users per page."
+            )
+        if following is None:
+            log.warning(f"The API says {total} users match, but its list ends after {read}. The sync ends there too.")
+        return following
+
+    def _after_broken_seam(self, page: Page) -> Window | None:
+        """Return where to read on after the list moved: from the last user on, where it is certain."""
+        window = self._window
+        if window.last.time >= self._api.started.time:
+            return None  # what is left changed after the sync began: the next one reads it
+        following = self._next_window(window)
+        if following:
+            return following
+        self._seen = self._seen or set()
+        self._barren += 1
+        if self._barren > BARREN_WINDOWS:
+            ties = sum(time == window.last.time for _, time in self._seen)
+            raise SyncError(
+                f"The list cannot be paged: {BARREN_WINDOWS} times the page at offset {window.offset} did not begin "
+                f"with user {window.seam[0]}, the last of the page before, "
+                f"but with {f'user {page.rows[0][ID]}' if page.rows else 'nothing'}. "
+                f"At least {ties} users share {UPDATED_AT} {window.last.text}; the API must give users with one "
+                "time in an order that stays, such as by id, and must heed offset. Where neither can be had, set "
+                "page_size above the number of users that share a time."
+            )
+        return Window(window.since)
+
+    def _after_refusal(self, refusal: Refused) -> Window:
+        """Return where to read on after the API refused an offset. It is the depth of all windows from now on."""
+        window = self._window
+        if window.offset == 0:
+            raise refusal
+        self._window_rows = window.offset
+        following = self._next_window(window)
+        if following is None:
+            raise SyncError(
+                f"More users share {UPDATED_AT} {window.last.text} than the API lets be paged through: it refuses "
+                f"offset {window.offset}. Set page_size to more than that, or have the API take larger offsets. "
+                f"{refusal}"
+            )
+        return following
+
+    def _next_window(self, window: Window) -> Window | None:
+        following = window.next(self._lookback)
+        if following:
+            self._seen, self._barren = None, 0
+        return following
+
+
+def key(row: dict) -> tuple:
+    """What tells a user in its present version from all others."""
+    return row[ID], row[UPDATED_AT]
+
+
+def earlier(cursor: Cursor, seconds: int) -> Cursor:
+    """Return the cursor some seconds earlier, but not before the first year."""
+    year_one = datetime.min.replace(tzinfo=timezone.utc)
+    return Cursor.at(cursor.time - min(timedelta(seconds=seconds), cursor.time - year_one))
 
 
 # What the table is
 
 
 def schema(configuration: dict):
-    """Declare the table: its key and the columns whose type must not depend on what comes first."""
+    """Declare the table: its key, and the columns whose type must not depend on what comes first."""
     return [{"table": TABLE, "primary_key": [ID], "columns": COLUMNS}]
 
 
@@ -185,13 +511,53 @@ def schema(configuration: dict):
 
 
 def update(configuration: dict, state: dict):
-    """Upsert every user updated since the last sync, and checkpoint after every page how far it came."""
-    settings = read_settings(configuration)
-    for page in read_pages(settings, state.get("last_updated_at")):
-        for user in page.users:
-            op.upsert(TABLE, user)
-        if page.users:
-            op.checkpoint({"last_updated_at": page.last_updated_at})
+    """Upsert every user updated since the last sync, and checkpoint after every page how far it came.
+
+    Raises `SyncError` if something is wrong that only a person can mend. The state is then that of the last page.
+    """
+    api = Api(read_settings(configuration))
+    cursor = read_state(state)
+    try:
+        for page in Paging(api, cursor).pages():
+            upsert(page)
+            cursor = reached(cursor, page.last, api.started)
+            if cursor:
+                op.checkpoint({"last_updated_at": cursor.text})
+    except SyncError as error:
+        raise SyncError(str(error)) from None  # it says what is wrong: its traceback would only add people's data
+    finally:
+        api.close()
+
+
+def read_state(state: dict) -> Cursor | None:
+    """Return where the last sync stopped, None before the first. Raises `SyncError` if that cannot be read."""
+    if not state:
+        return None
+    text = state.get("last_updated_at")
+    try:
+        return Cursor(parse_time(text), text)
+    except (TypeError, ValueError, OverflowError):
+        raise SyncError(
+            f"The state's last_updated_at should be an ISO 8601 time, as this connector writes it, but is "
+            f"{shown(text)}. Put it right, or empty the state to sync everything again."
+        ) from None
+
+
+def upsert(page: Page):
+    for row in page.rows:
+        op.upsert(TABLE, row)
+
+
+def reached(cursor: Cursor | None, last: Cursor | None, started: Cursor) -> Cursor | None:
+    """Return the cursor to checkpoint after a page: where its last user stands, but never past the start of the sync.
+
+    A user that is updated during the sync may tie with users being read, and slip in front of a seam. Its time is not
+    before the start, so the next sync reads it. Nor does the cursor ever go back, to where a lookback began.
+    """
+    if last is None:
+        return cursor
+    safe = min(last, started, key=lambda place: place.time)
+    return safe if cursor is None or safe.time > cursor.time else cursor
 
 
 connector = Connector(update=update, schema=schema)

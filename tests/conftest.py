@@ -1,10 +1,11 @@
 """What the tests share: an API in memory, and one way to run a sync against it."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-import responses
+import tenacity
 from fivetran_connector_sdk import Logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,38 +14,69 @@ import connector
 from memory_api import URL, MemoryApi
 
 
+class Crash(Exception):
+    """What ends a sync from outside, as a kill does."""
+
+
 class Destination:
-    """Takes the operations of syncs, in place of the SDK's: the table, the state, and both in the order they came."""
+    """Takes the operations of syncs, in place of the SDK's, as it does: rows are written by the next checkpoint."""
 
     def __init__(self):
-        self.table = {}
+        self.table = {}  # by id
         self.state = {}
-        self.operations = []  # ("upsert", row) and ("checkpoint", state)
+        self.operations = []  # ("upsert", row), ("checkpoint", state) and ("warning", message), in their order
+        self.crash_after = None  # how many operations to take before a crash
+        self._waiting = {}
 
     def upsert(self, table: str, data: dict):
         assert table == "user"
-        self.table[data["id"]] = data
-        self.operations.append(("upsert", data))
+        self._take("upsert", data)
+        self._waiting[data["id"]] = data
 
     def checkpoint(self, state: dict):
+        self._take("checkpoint", dict(state))
+        self.end_sync()
         self.state = dict(state)
-        self.operations.append(("checkpoint", self.state))
 
-    @property
-    def upserts(self) -> list:
-        return [value for kind, value in self.operations if kind == "upsert"]
+    def warning(self, message: str):
+        self._take("warning", message)
 
-    @property
-    def checkpoints(self) -> list:
-        return [value for kind, value in self.operations if kind == "checkpoint"]
+    def end_sync(self, failed: bool = False):
+        """Write the rows that wait for a checkpoint, or drop them if the sync failed."""
+        self.table.update({} if failed else self._waiting)
+        self._waiting = {}
+
+    def all(self, kind: str) -> list:
+        return [value for what, value in self.operations if what == kind]
+
+    def _take(self, kind: str, value):
+        assert threading.current_thread() is threading.main_thread()
+        if self.crash_after is not None:
+            self.crash_after -= 1
+            if self.crash_after < 0:
+                raise Crash
+        self.operations.append((kind, value))
+
+
+class Clock:
+    """A clock that waits at once: what waits, in the connector and in tenacity, moves it on."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.waits = []  # seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float):
+        self.waits.append(seconds)
+        self.now += seconds
 
 
 @pytest.fixture
 def api():
     """An API in memory, at the address the configuration names."""
-    api = MemoryApi()
-    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-        api.serve(mock)
+    with MemoryApi().served() as api:
         yield api
 
 
@@ -54,14 +86,34 @@ def destination():
 
 
 @pytest.fixture
-def sync(destination, monkeypatch):
+def clock(monkeypatch):
+    clock = Clock()
+
+    class Event(threading.Event):
+        def wait(self, timeout=None):
+            if not self.is_set():
+                clock.wait(timeout)
+            return self.is_set()
+
+    monkeypatch.setattr(connector, "Event", Event)
+    monkeypatch.setattr(tenacity, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def sync(destination, clock, monkeypatch):
     """Run one sync from the destination's state, or from another, with settings besides `base_url`."""
     monkeypatch.setattr(connector, "op", destination)
     monkeypatch.setattr(Logging, "LOG_LEVEL", Logging.Level.INFO)
 
     def run(state=None, **settings):
         configuration = {"base_url": URL, **settings}
-        connector.update(configuration, destination.state if state is None else state)
+        try:
+            connector.update(configuration, destination.state if state is None else state)
+        except BaseException:
+            destination.end_sync(failed=True)
+            raise
+        destination.end_sync()
         return destination
 
     return run

@@ -5,6 +5,8 @@ Tests say what is special about it with attributes (`api.page_cap = 50`), and wh
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from threading import Lock
@@ -24,7 +26,7 @@ class MemoryApi:
     def __init__(self):
         self.users = {}  # by id, in the order they were made
         self.now = EPOCH + timedelta(days=30)  # what its clock says; every request takes a second
-        self.before = []  # what happens before the next requests, one function each; None for nothing
+        self.before = []  # what happens before the next requests, one function each, which may return an answer
         self.answers = {}  # instead of a page: what to answer to the n-th request, counted from 1
         self.requests = []  # the parameters of every request
         self.keys = []  # its Authorization header
@@ -34,6 +36,8 @@ class MemoryApi:
         self.total_cap = None  # never says a larger total
         self.exclusive = False  # whether updated_since leaves out users updated at that very time
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
+        self.seconds_per_request = 1
+        self._added = 0
         self._lock = Lock()
 
     # What its users are
@@ -42,7 +46,8 @@ class MemoryApi:
         """Add users: a second apart before the API's `now`, or all updated at one time. Returns their ids."""
         ids = []
         for _ in range(count):
-            number = len(self.users) + 1
+            self._added += 1
+            number = self._added
             time = updated_at or EPOCH + timedelta(seconds=number)
             user = {
                 "id": str(number),
@@ -54,7 +59,8 @@ class MemoryApi:
                 "createdAt": timestamp(EPOCH),
                 "updatedAt": timestamp(time),
             }
-            self.users[user["id"]] = user | fields
+            user |= fields
+            self.users[user["id"]] = user
             ids.append(user["id"])
         return ids
 
@@ -69,12 +75,16 @@ class MemoryApi:
 
     # What it answers
 
+    def sorted_users(self) -> list:
+        users = sorted(self.users.values(), key=self.tie_order) if self.tie_order else list(self.users.values())
+        return sorted(users, key=lambda user: user["updatedAt"])
+
     def page(self, parameters: dict) -> dict:
         since = parameters.get("updated_since", "")
-        users = sorted(self.users.values(), key=self.tie_order) if self.tie_order else list(self.users.values())
-        users.sort(key=lambda user: user[parameters["order_by"]])
         users = [
-            user for user in users if user["updatedAt"] > since or (user["updatedAt"] == since and not self.exclusive)
+            user
+            for user in self.sorted_users()
+            if user["updatedAt"] > since or (user["updatedAt"] == since and not self.exclusive)
         ]
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
         data = users[offset : offset + min(limit, self.page_cap or limit)]
@@ -87,12 +97,11 @@ class MemoryApi:
             parameters = dict(parse_qsl(urlsplit(request.url).query))
             self.requests.append(parameters)
             self.keys.append(request.headers.get("Authorization"))
-            self.now += timedelta(seconds=1)
+            self.now += timedelta(seconds=self.seconds_per_request)
             happens = self.before.pop(0) if self.before else None
-            if happens:
-                happens()
+            fault = happens() if happens else None
             headers = {"Date": format_datetime(self.now, usegmt=True), "Content-Type": "application/json"}
-            answer = self.answers.get(len(self.requests))
+            answer = fault or self.answers.get(len(self.requests))
             if answer is None:
                 answer = self.refusal(parameters) or self.page(parameters)
             if callable(answer):
@@ -110,5 +119,9 @@ class MemoryApi:
                 return 400, {}, json.dumps({"error": f"Invalid value for '{name}'. It should be at most {most}."})
         return None
 
-    def serve(self, mock: responses.RequestsMock) -> None:
-        mock.add_callback(responses.GET, URL, callback=self.answer)
+    @contextmanager
+    def served(self) -> Iterator["MemoryApi"]:
+        """Answer what is asked of `URL` in this process."""
+        with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+            mock.add_callback(responses.GET, URL, callback=self.answer)
+            yield self

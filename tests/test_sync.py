@@ -51,7 +51,7 @@ def test_the_next_sync_reads_only_the_edge_and_what_changed(api, sync, destinati
     api.touch("7")
     api.add(1, updated_at=api.now)
     destination.operations.clear()
-    assert [user["id"] for user in sync().upserts] == ["250", "7", "251"]
+    assert [user["id"] for user in sync().all("upsert")] == ["250", "7", "251"]
 
 
 def test_an_unchanged_second_sync_is_one_request(api, sync):
