@@ -7,12 +7,17 @@ The README says why the paging is safe, and which lines to change for another AP
 
 import json
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
-from threading import Event
+from threading import Event, RLock, Semaphore, Thread
+from time import monotonic
 from typing import NamedTuple
 
 import requests
@@ -20,6 +25,7 @@ import tenacity
 from fivetran_connector_sdk import Connector
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
+from requests.adapters import HTTPAdapter
 
 # What to change for another table, other columns or other field names
 TABLE = "user"
@@ -44,6 +50,7 @@ BARREN_WINDOWS = 5  # how often the same window may be read again and bring noth
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces of an answer
 TRIES = 6  # for each page
 LONGEST_WAIT = 600  # seconds a page may take with all its tries, and an API may ask to wait
+CAREFUL_PAGES = 50  # to ask for one at a time after an API asked to wait, so that no page is refused time and again
 PASSING = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 
 
@@ -72,10 +79,15 @@ class Settings:
 
     base_url: str
     page_size: int  # users
+    parallel_requests: int
     lookback_seconds: int
 
 
-NUMBERS = {"page_size": (2, 10_000, 100), "lookback_seconds": (0, 31_536_000, 0)}  # lowest, highest, default
+NUMBERS = {  # lowest, highest, default
+    "page_size": (2, 10_000, 100),
+    "parallel_requests": (1, 16, 4),
+    "lookback_seconds": (0, 31_536_000, 0),
+}
 
 
 def read_settings(configuration: dict) -> Settings:
@@ -124,7 +136,11 @@ class Page:
 
 
 class Api:
-    """The API: asked for a page, and asked again where that may help."""
+    """The API: asked for pages, for some of them ahead, and asked again where that may help.
+
+    Each request has a thread, of which `parallel_requests` work at a time. They are daemons: one that is left in a
+    stalled answer does not keep a sync that failed from ending.
+    """
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -132,7 +148,15 @@ class Api:
         self.started = None  # a Cursor: what the API's clock said when it first answered
         self._has_given_pages = False
         self._session = requests.Session()
+        connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
+        self._session.mount("http://", connections)
+        self._session.mount("https://", connections)
+        self._slots = Semaphore(settings.parallel_requests)
+        self._in_flight = {}  # the future of each page asked for ahead, the next one first
         self._closed = Event()
+        self._resume_at = 0.0  # on the monotonic clock: when the API, which asked to wait, may be asked again
+        self._careful = 0  # for how many pages to ask one at a time, since it did
+        self._one_at_a_time = RLock()
         backoff = tenacity.wait_exponential_jitter(max=60)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
@@ -146,16 +170,30 @@ class Api:
     def close(self):
         """End every wait, and the connections."""
         self._closed.set()
+        self.read_ahead([])
         self._session.close()
 
+    def read_ahead(self, requests_to_come: Iterable[Request]):
+        """Ask for the next pages before they are needed: as many as may be in flight, and no others any more."""
+        wanted = list(islice(requests_to_come, self.settings.parallel_requests))
+        for request, future in self._in_flight.items():
+            if request not in wanted:
+                future.cancel()
+        self._in_flight = {request: self._in_flight.get(request) or self._ask(request) for request in wanted}
+
+    def has_next(self) -> bool:
+        """Return whether the next page is there already."""
+        return any(future.done() for future in islice(self._in_flight.values(), 1))
+
     def get(self, request: Request) -> Page:
-        """Ask for a page, up to `TRIES` times. While the API refuses the size of the very first one, halve it.
+        """Wait for a page, asked for up to `TRIES` times. While the API refuses the size of the first one, halve it.
 
         Raises `Refused` if the API does not take the request, and `SyncError` if there is no page to be had.
         """
         while True:
+            future = self._in_flight.pop(request, None) or self._ask(request)
             try:
-                page = self._retrying(self._try, request)
+                page = future.result()
             except Refused as refusal:
                 if self._has_given_pages or self.limit == 2 or "limit" not in str(refusal).lower():
                     raise
@@ -166,7 +204,40 @@ class Api:
                 self._has_given_pages = True
                 return page
 
-    def _try(self, request: Request) -> Page:
+    def _ask(self, request: Request) -> Future:
+        """Ask for a page in a thread of its own, as soon as there is a slot for it."""
+        future = Future()
+
+        def work():
+            with self._slots:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        with ExitStack() as turn:
+                            future.set_result(self._retrying(self._try, request, turn))
+                    except BaseException as error:
+                        future.set_exception(error)
+
+        Thread(target=work, name=f"page at offset {request.offset}", daemon=True).start()
+        return future
+
+    def _try(self, request: Request, turn: ExitStack) -> Page:
+        if self._careful:
+            turn.enter_context(self._one_at_a_time)  # until this page is there, with all its tries
+        while (wait := self._resume_at - monotonic()) > 0 and not self._closed.is_set():
+            self._closed.wait(wait)
+        if self._closed.is_set():
+            raise SyncError("The sync has ended.")
+        try:
+            page = self._send(request)
+        except Unavailable as error:
+            if error.wait is not None:  # that holds for every request
+                self._resume_at = max(self._resume_at, monotonic() + error.wait)
+                self._careful = CAREFUL_PAGES
+            raise
+        self._careful = max(self._careful - 1, 0)
+        return page
+
+    def _send(self, request: Request) -> Page:
         parameters = {"order_by": UPDATED_AT, "order_type": "asc", "limit": self.limit, "offset": request.offset}
         if request.since:
             parameters["updated_since"] = request.since.text
@@ -372,12 +443,14 @@ class Window(NamedTuple):
     offset: int = 0  # of the next page
     seam: tuple | None = None  # the last user so far, which the next page must begin with
     last: Cursor | None = None  # where that user stands
-    total: int = 0  # users in the window, as its first page says
+    total: int = 0  # users in the window, as its first page says; before that, how many there must be
 
     def next(self, lookback: int) -> "Window | None":
         """Return the window from the last user on (with a lookback: from a second before), None if that is no later."""
         since = earlier(self.last, 1) if lookback else self.last
-        return Window(since) if self.since is None or since.time > self.since.time else None
+        if self.since and since.time <= self.since.time:
+            return None
+        return Window(since, total=self.total - self.offset)
 
 
 class Paging:
@@ -394,7 +467,23 @@ class Paging:
         self._barren = 0  # how often it was, since it last brought one that is new
 
     def pages(self) -> Iterator[Page]:
-        """Yield pages with all users. Raises `SyncError` if the API does not let them be read without a gap."""
+        """Yield pages with all users. Raises `SyncError` if the API does not let them be read without a gap.
+
+        While a page is written, those after it arrive. As many as may be in flight are also looked at before they are
+        due, so that the next window is asked for before this one is written.
+        """
+        ready = deque()
+        try:
+            for page in self._unbroken():
+                ready.append(page)
+                while ready and not (self._api.has_next() and len(ready) < self._api.settings.parallel_requests):
+                    yield ready.popleft()
+        except SyncError:
+            yield from ready
+            raise
+        yield from ready
+
+    def _unbroken(self) -> Iterator[Page]:
         while self._window:
             window = self._window
             try:
@@ -409,7 +498,17 @@ class Paging:
                 self._window = self._after_broken_seam(page)
                 continue
             self._window = self._after(page)
+            self._api.read_ahead(self._requests_to_come())
             yield replace(page, rows=page.rows[1:] if window.seam else page.rows)
+
+    def _requests_to_come(self) -> Iterator[Request]:
+        """Yield the requests for the pages that must follow, as far as the total of the window tells."""
+        if self._window:
+            since, offset, _, _, total = self._window
+            yield Request(since, offset)
+            step = max(min(self._page_rows, self._api.limit) - 1, 1)
+            while (offset := offset + step) < min(total - 1, self._window_rows - self._api.limit + 1):
+                yield Request(since, offset)
 
     def _after(self, page: Page) -> Window | None:
         """Return where to read on after a page, None at the end of the list."""
@@ -464,7 +563,7 @@ class Paging:
                 "time in an order that stays, such as by id, and must heed offset. Where neither can be had, set "
                 "page_size above the number of users that share a time."
             )
-        return Window(window.since)
+        return Window(window.since, total=window.total)
 
     def _after_refusal(self, refusal: Refused) -> Window:
         """Return where to read on after the API refused an offset. It is the depth of all windows from now on."""

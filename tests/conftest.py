@@ -58,6 +58,13 @@ class Destination:
         self.operations.append((kind, value))
 
 
+def end_threads():
+    """Wait for the requests that a sync which failed has left behind: they must not meet the next test."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("page at offset"):
+            thread.join()
+
+
 class Clock:
     """A clock that waits at once: what waits, in the connector and in tenacity, moves it on."""
 
@@ -96,23 +103,29 @@ def clock(monkeypatch):
             return self.is_set()
 
     monkeypatch.setattr(connector, "Event", Event)
+    monkeypatch.setattr(connector, "monotonic", clock.monotonic)
     monkeypatch.setattr(tenacity, "time", clock)
     return clock
 
 
 @pytest.fixture
 def sync(destination, clock, monkeypatch):
-    """Run one sync from the destination's state, or from another, with settings besides `base_url`."""
+    """Run one sync from the destination's state, or from another, with settings besides `base_url`.
+
+    Unless set otherwise it asks for one page at a time, so that the order of the requests is known.
+    """
     monkeypatch.setattr(connector, "op", destination)
     monkeypatch.setattr(Logging, "LOG_LEVEL", Logging.Level.INFO)
 
     def run(state=None, **settings):
-        configuration = {"base_url": URL, **settings}
+        configuration = {"base_url": URL, "parallel_requests": "1", **settings}
         try:
             connector.update(configuration, destination.state if state is None else state)
         except BaseException:
             destination.end_sync(failed=True)
             raise
+        finally:
+            end_threads()
         destination.end_sync()
         return destination
 

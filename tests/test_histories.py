@@ -5,6 +5,7 @@ for one more sync, after which every user the API has must stand in the table as
 """
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import connector
 import plain_loop
-from conftest import Crash, Destination
+from conftest import Crash, Destination, end_threads
 from memory_api import URL, MemoryApi
 
 FAULTS = {
@@ -97,6 +98,7 @@ def lost_users(update, history, clock) -> list:
             except (Crash, connector.SyncError, requests.RequestException, KeyError, ValueError):
                 failed = True
             destination.end_sync(failed)
+            end_threads()
         api.before = []
         api.now += timedelta(seconds=5)
         update(configuration, destination.state)
@@ -114,7 +116,7 @@ def world(monkeypatch, clock):
     monkeypatch.setattr(connector, "op", None)
     monkeypatch.setattr(plain_loop, "op", None)
     monkeypatch.setattr(connector, "WINDOW_ROWS", None)
-    monkeypatch.setattr(connector, "log", Destination())
+    monkeypatch.setattr(connector, "log", SimpleNamespace(info=str, warning=str))
     return clock
 
 

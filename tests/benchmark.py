@@ -1,0 +1,262 @@
+"""Measures the connector against the plain loop, and against the floor: the same rows written with no API at all.
+
+Run it by hand: `python tests/benchmark.py`. Each run is a process of its own, against an API on loopback in another,
+and the contenders take turns. It prints medians, and the ratios to the plain loop and to the floor.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from bisect import bisect_left
+from collections import Counter
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
+
+PROJECT = Path(__file__).resolve().parent.parent
+CONTENDERS = ("floor", "plain loop", "1 request", "4 requests", "8 requests")
+PAGE_SIZE = 100
+EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
+
+
+def make_users(count: int) -> list:
+    """Return made-up users, as an API gives them, a second apart."""
+    return [
+        {
+            "id": str(number),
+            "name": f"Firstname{number} Lastname{number}",
+            "email": f"firstname.lastname{number}@example.com",
+            "address": f"{number} Some Street\nSome Town, ST {number:05}",
+            "company": f"Company {number % 977}",
+            "job": f"Job {number % 331}",
+            "createdAt": "2023-06-01T12:00:00Z",
+            "updatedAt": (EPOCH + timedelta(seconds=number)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        for number in range(count)
+    ]
+
+
+# The API
+
+
+class Api(BaseHTTPRequestHandler):
+    """Answers pages of users after a delay, and `/counts` with what it has done since it was last asked for that."""
+
+    protocol_version = "HTTP/1.1"  # keeps connections alive
+    users: ClassVar[list] = []
+    times: ClassVar[list] = []
+    delay: ClassVar[float] = 0.0  # seconds
+    counts: ClassVar[Counter] = Counter()
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        if url.path == "/counts":
+            self.answer(dict(self.counts))
+            self.counts.clear()
+            return
+        parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
+        start = bisect_left(self.times, parameters.get("updated_since", ""))
+        offset, limit = int(parameters["offset"]), int(parameters["limit"])
+        self.counts.update(requests=1, skipped=offset)
+        page = self.users[start + offset : start + offset + limit]
+        time.sleep(self.delay)
+        self.answer({"data": page, "offset": offset, "limit": limit, "total": len(self.users) - start})
+
+    def answer(self, body: dict):
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def setup(self):
+        self.counts.update(connections=1)
+        super().setup()
+
+    def log_message(self, format, *args):
+        pass
+
+
+def serve(count: int, delay: float):
+    """Serve users for ever, having printed the port."""
+    Api.users, Api.delay = make_users(count), delay
+    Api.times = [user["updatedAt"] for user in Api.users]
+    Api.wbufsize = 1 << 16  # one packet per answer
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    server.daemon_threads = True
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+# A run
+
+
+def run(contender: str, count: int, url: str):
+    """Run one sync of a contender in this process, and print what it cost."""
+    sys.path.insert(0, str(PROJECT))
+    import sdk
+
+    configuration = {"base_url": url, "page_size": str(PAGE_SIZE)}
+    if contender == "floor":
+        connector = floor(count)
+    elif contender == "plain loop":
+        from plain_loop import connector
+    else:
+        from connector import connector
+
+        configuration["parallel_requests"] = contender.split()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        upserts = sdk.run(connector, Path(folder), configuration)
+    if upserts < count:
+        raise SystemExit(f"{contender} wrote {upserts} of {count} users")
+    print(json.dumps({"cpu": time.process_time(), "memory": peak_memory()}))
+
+
+def floor(count: int):
+    """Return a connector that writes the same rows and checkpoints as the others, and asks no API."""
+    from fivetran_connector_sdk import Connector
+    from fivetran_connector_sdk import Operations as op
+
+    import connector as ours
+
+    def update(configuration: dict, state: dict):
+        for start in range(0, count, PAGE_SIZE):
+            for row in rows[start : start + PAGE_SIZE]:
+                op.upsert("user", row)
+            op.checkpoint({"last_updated_at": rows[start]["name"]})
+
+    created = datetime(2023, 6, 1, 12, tzinfo=timezone.utc)
+    rows = [
+        user | {"createdAt": created, "updatedAt": EPOCH + timedelta(seconds=number)}
+        for number, user in enumerate(make_users(count))
+    ]
+    return Connector(update=update, schema=ours.schema)
+
+
+def peak_memory() -> float:
+    """Return the most memory this process had, in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+# The comparison
+
+
+def measure(contender: str, count: int, url: str) -> dict:
+    """Run a contender as a process of its own and return its figures."""
+    counts_url = f"{url.rsplit('/', 1)[0]}/counts"
+    urlopen(counts_url).close()
+    began = time.perf_counter()
+    child = subprocess.run(
+        [sys.executable, __file__, "run", contender, "--users", str(count), "--url", url],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    wall = time.perf_counter() - began
+    if child.returncode:
+        raise SystemExit(child.stdout + child.stderr)
+    with urlopen(counts_url) as response:
+        counts = {"requests": 0, "skipped": 0, "connections": 0} | json.load(response)
+    (figures,) = (line for line in child.stdout.splitlines() if line.startswith('{"cpu"'))
+    return {"wall": wall, **json.loads(figures), **counts}
+
+
+def compare(count: int, delay: int, runs: int, contenders: list) -> dict:
+    """Let the contenders take turns against an API with a delay in milliseconds. Returns each one's median figures."""
+    api = subprocess.Popen(
+        [sys.executable, __file__, "serve", "--users", str(count), "--delay", str(delay)],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        url = f"http://127.0.0.1:{int(api.stdout.readline())}/users"
+        measured = {contender: [] for contender in contenders}
+        for _ in range(runs):
+            for contender in contenders:
+                measured[contender].append(measure(contender, count, url))
+    finally:
+        api.kill()
+        api.wait()
+    return {
+        contender: {
+            name: statistics.median(figures[name] for figures in measured[contender]) for name in measured[contender][0]
+        }
+        for contender in contenders
+    }
+
+
+def show(delay: int, medians: dict):
+    print(f"\nAn answer takes {delay} ms")
+    print(f"{'':12}{'wall s':>9}{'/ floor':>9}{'/ plain':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}{'skipped':>12}")
+    for contender, figures in medians.items():
+        ratios = [
+            f"{figures['wall'] / medians[other]['wall']:.2f}" if other in medians else "" for other in CONTENDERS[:2]
+        ]
+        print(
+            f"{contender:12}{figures['wall']:9.2f}{ratios[0]:>9}{ratios[1]:>9}{figures['cpu']:9.2f}"
+            f"{figures['memory']:9.0f}{figures['requests']:10.0f}{figures['skipped']:12,.0f}",
+            flush=True,
+        )
+
+
+def draw(results: dict, path: Path):
+    """Save a chart of the wall time of each contender, as a multiple of the floor, over the delay."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    delays = list(results)
+    for contender in CONTENDERS[1:]:
+        ratios = [results[delay][contender]["wall"] / results[delay]["floor"]["wall"] for delay in delays]
+        axes.plot(delays, ratios, marker="o", label=contender)
+    axes.axhline(1, color="gray", linestyle=":", label="floor")
+    axes.set(xlabel="how long an answer of the API takes (ms)", ylabel="wall time / floor", ylim=(0, None))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["compare", "serve", "run"], default="compare")
+    parser.add_argument("contender", nargs="?", choices=CONTENDERS)
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--runs", type=int, default=3, help="of each contender at each delay (default 3)")
+    parser.add_argument(
+        "--delay", type=float, nargs="*", default=[0, 50, 100, 400], help="milliseconds an answer takes"
+    )
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="contenders to run")
+    parser.add_argument("--chart", type=Path, help="where to save a chart of the ratios; needs matplotlib")
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.command == "serve":
+        serve(options.users, options.delay[0] / 1000)
+    elif options.command == "run":
+        run(options.contender, options.users, options.url)
+    else:
+        print(f"{options.users:,} users, pages of {PAGE_SIZE}, medians of {options.runs}")
+        results = {}
+        for delay in options.delay:
+            results[delay] = compare(options.users, round(delay), options.runs, list(options.only))
+            show(round(delay), results[delay])
+        if options.chart:
+            draw(results, options.chart)
+
+
+if __name__ == "__main__":
+    main()

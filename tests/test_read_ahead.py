@@ -1,0 +1,158 @@
+"""How a sync reads ahead: how far, in what order, at what cost, and how it stops."""
+
+import threading
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+
+import connector
+from conftest import Crash
+from connector import SyncError
+from memory_api import EPOCH
+
+PARALLEL = [1, 2, 4, 16]
+
+
+@pytest.fixture
+def traffic(api):
+    """How many requests are at the API at a time: each waits there until as many others have come as may."""
+    traffic = SimpleNamespace(now=0, most=0, wait_for=1)
+    lock = threading.Condition()
+    answer = api.answer
+
+    def counted(request):
+        with lock:
+            traffic.now += 1
+            traffic.most = max(traffic.most, traffic.now)
+            lock.notify_all()
+            lock.wait_for(lambda: traffic.most >= traffic.wait_for, timeout=0.2)
+        try:
+            return answer(request)
+        finally:
+            with lock:
+                traffic.now -= 1
+
+    api.answer = counted
+    return traffic
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_as_many_requests_are_in_flight_as_may_be_and_never_more(api, traffic, sync, parallel):
+    api.add(300)
+    api.before = [None] * 20 + [lambda: api.touch("250")] + [None] * 10 + [lambda: api.touch("251")]
+    traffic.wait_for = parallel
+    assert set(sync(page_size="5", parallel_requests=str(parallel)).table) == set(api.users)
+    assert traffic.most == parallel
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_users_come_in_order_whatever_the_number_of_requests(api, sync, parallel):
+    api.add(300)
+    times = [row["updatedAt"] for row in sync(page_size="7", parallel_requests=str(parallel)).all("upsert")]
+    assert times == sorted(times)
+    assert len(times) == 300
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize(("count", "page_size"), [(0, 100), (1, 100), (100, 100), (5000, 100), (5000, 37), (40, 2)])
+def test_a_full_sync_asks_for_no_more_pages_than_it_must(api, sync, monkeypatch, parallel, count, page_size):
+    monkeypatch.setattr(connector, "WINDOW_ROWS", 1000)
+    api.add(count)
+    sync(page_size=str(page_size), parallel_requests=str(parallel))
+    windows = len({request.get("updated_since") for request in api.requests})
+    assert len(api.requests) <= count / (page_size - 1) + 1 + windows - 1
+    assert sum(int(request["offset"]) for request in api.requests) < 1000 * len(api.requests)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_no_more_is_read_ahead_than_a_few_pages(api, sync, destination, parallel, monkeypatch):
+    api.add(500)
+    ahead = []
+    checkpoint = destination.checkpoint
+    monkeypatch.setattr(
+        destination,
+        "checkpoint",
+        lambda state: ahead.append(len(api.requests) - len(ahead) - 1) or checkpoint(state),
+    )
+    sync(page_size="5", parallel_requests=str(parallel))
+    assert max(ahead) <= 2 * parallel
+
+
+def test_the_next_window_is_asked_for_before_the_last_page_of_this_one_is_written(api, sync, destination, monkeypatch):
+    monkeypatch.setattr(connector, "WINDOW_ROWS", 100)
+    api.add(250)
+    asked = threading.Event()
+    upsert, answer = destination.upsert, api.answer
+
+    def note_and_answer(request):
+        response = answer(request)
+        if api.requests[-1].get("updated_since") == api.users["100"]["updatedAt"]:
+            asked.set()
+        return response
+
+    def wait_and_upsert(table, row):
+        if row["id"] == "92":  # the first user that the last page of the window adds
+            assert asked.wait(timeout=10)
+        upsert(table, row)
+
+    api.answer = note_and_answer
+    monkeypatch.setattr(destination, "upsert", wait_and_upsert)
+    sync(page_size="10", parallel_requests="1")
+
+
+def test_what_was_read_before_an_error_is_delivered_first(api, sync, destination):
+    api.add(300)
+    api.at_offset = {180: (404, {}, "")}
+    with pytest.raises(SyncError, match="HTTP 404"):
+        sync(page_size="10", parallel_requests="16")
+    assert len(destination.table) == 181
+
+
+def test_a_wait_that_the_api_asks_for_holds_back_every_request(api, traffic, sync, clock):
+    api.add(300)
+    traffic.wait_for = 4
+    times = []
+    api.answers = {9: (429, {"Retry-After": "30"}, "")}
+    answer = api.answer
+    api.answer = lambda request: times.append(clock.now) or answer(request)
+    sync(page_size="10", parallel_requests="4")
+    assert times.count(0) <= 9 + 3  # those that were on their way
+    assert all(time == 0 or time >= 30 for time in times)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(api, sync, clock, parallel):
+    """One request a second: all that wait together would be refused together, but for one."""
+    api.add(600)
+    last = [-1.0]
+    answer = api.answer
+
+    def limited(request):
+        if clock.now < last[0] + 1:
+            return 429, {"Retry-After": "1"}, ""
+        last[0] = clock.now
+        return answer(request)
+
+    api.answer = limited
+    assert len(sync(page_size="5", parallel_requests=str(parallel)).table) == 600
+
+
+def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monkeypatch, sync):
+    monkeypatch.undo()
+    monkeypatch.setattr(connector, "op", destination)
+    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
+    api.add(300)
+    api.at_offset = {99: (503, {"Retry-After": "500"}, "")}
+    destination.crash_after = 0
+    with pytest.raises(Crash):
+        connector.update({"base_url": "https://api.example.com/users"}, {})
+    for thread in threading.enumerate():
+        if thread.name.startswith("page at offset"):
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+
+
+def test_two_hundred_tied_pages_are_read_ahead_too(api, sync):
+    api.add(1000, updated_at=EPOCH + timedelta(days=1))
+    assert len(sync(page_size="6", parallel_requests="8").table) == 1000
