@@ -7,22 +7,27 @@ The README says why the paging is safe, and which lines to change for another AP
 
 import json
 import re
+import socket
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
+from functools import partial
+from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
 from threading import Event, RLock, Semaphore, Thread
 from time import monotonic
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import requests
 import tenacity
-from fivetran_connector_sdk import Connector
+from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_field
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 from requests.adapters import HTTPAdapter
@@ -51,6 +56,8 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces
 TRIES = 6  # for each page
 LONGEST_WAIT = 600  # seconds a page may take with all its tries, and an API may ask to wait
 CAREFUL_PAGES = 50  # to ask for one at a time after an API asked to wait, so that no page is refused time and again
+PROGRESS_SECONDS = 10  # between two lines that say how far a sync is
+TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # how long the connection test may take, and how many users it asks for
 PASSING = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
 
 
@@ -81,6 +88,11 @@ class Settings:
     page_size: int  # users
     parallel_requests: int
     lookback_seconds: int
+    api_key: str = field(repr=False)  # empty if the API needs none
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.base_url).hostname
 
 
 NUMBERS = {  # lowest, highest, default
@@ -88,20 +100,78 @@ NUMBERS = {  # lowest, highest, default
     "parallel_requests": (1, 16, 4),
     "lookback_seconds": (0, 31_536_000, 0),
 }
+SETTINGS = ("base_url", "api_key", *NUMBERS)
 
 
 def read_settings(configuration: dict) -> Settings:
-    """Check the configuration and return it as `Settings`. Raises `SyncError` if a value is not usable."""
-    base_url = configuration.get("base_url") or ""
-    if not base_url:
-        raise SyncError("The configuration has no base_url: set it to the address of the API.")
-    numbers = {}
-    for name, (lowest, highest, default) in NUMBERS.items():
-        text = str(configuration.get(name) or default)
-        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
-            raise SyncError(f"{name} is {text!r}: set it to a whole number from {lowest} to {highest}.")
-        numbers[name] = int(text)
-    return Settings(base_url, **numbers)
+    """Check the configuration and return it as `Settings`.
+
+    Raises `SyncError` that lists everything wrong, with each value but that of `api_key`, and what is allowed.
+    """
+    values = {name: str(configuration.get(name) or "") for name in SETTINGS}
+    problems = [problem for name, value in values.items() if (problem := problem_with(name, value))]
+    if problems:
+        raise SyncError("The configuration cannot be used:\n- " + "\n- ".join(problems))
+    numbers = {name: int(values[name] or default) for name, (_, _, default) in NUMBERS.items()}
+    return Settings(values["base_url"], api_key=values["api_key"], **numbers)
+
+
+def problem_with(name: str, value: str) -> str | None:
+    """Return what is wrong with the value of a setting, and what is allowed, in a sentence; None if it can be used."""
+    if value.startswith("fivetran_encrypted:"):
+        return f"{name} is still encrypted: run `fivetran debug`, which decrypts it, and not `python connector.py`."
+    if re.fullmatch("<.*>", value):
+        return f"{name} is a placeholder: replace it by a value of your own."
+    if name == "base_url":
+        return problem_with_url(value)
+    if name == "api_key":
+        fine = all("!" <= character <= "~" for character in value)
+        return None if fine else "api_key has a space, a line break or another character that no key has: copy it anew."
+    lowest, highest, default = NUMBERS[name]
+    if not value or (re.fullmatch("[0-9]{1,9}", value) and lowest <= int(value) <= highest):
+        return None
+    return f"{name} is {value[:40]!r}: it must be a whole number from {lowest} to {highest}, or '' for {default}."
+
+
+def problem_with_url(url: str) -> str | None:
+    if not url:
+        return "base_url is missing: set it to the address of the API, such as https://api.example.com/users."
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the error quotes what may be a part of a password
+        is_address = False
+    if not url.isprintable() or " " in url:
+        problem = "it must have no spaces or line breaks"
+    elif "@" in url.split("?")[0]:
+        problem = "it must hold no user name or password: put the key of the API into api_key"
+    elif not is_address:
+        problem = "it must be an http or https address with a host, such as https://api.example.com/users"
+    elif parts.fragment:
+        problem = "it must have no fragment (the part from `#` on)"
+    else:
+        return None
+    # shown without what may be secret in it: a password, or the query
+    return f"base_url is {re.sub('//.*@', '//***@', url).split('?')[0][:200]!r}: {problem}."
+
+
+def warnings_about(configuration: dict, settings: Settings) -> list:
+    """Return sentences about settings that can be used, but may not do what is meant."""
+    warnings = []
+    for name in configuration.keys() - set(SETTINGS):
+        nearest = get_close_matches(name, SETTINGS, n=1)
+        meant = f"Is {nearest[0]} meant?" if nearest else f"Those it knows are {', '.join(SETTINGS)}."
+        warnings.append(f"The configuration has a setting {name!r}, which this connector does not know. {meant}")
+    if settings.api_key and settings.base_url.startswith("http:") and not is_this_machine(settings.host):
+        warnings.append("api_key is sent unencrypted, as base_url begins with http: use https if the API offers it.")
+    return warnings
+
+
+def is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 # How one page is asked for
@@ -133,70 +203,57 @@ class Page:
     rows: list = field(repr=False)  # for the table; never shown, as they are people's data
     total: int  # how many users match, not only those of this page
     last: Cursor | None  # where its last user stands
+    remaining: int = 0  # how many users follow, as far as is known
 
 
 class Api:
-    """The API: asked for pages, for some of them ahead, and asked again where that may help.
+    """The API: asked for a page, and asked again where that may help. Several threads may ask at a time."""
 
-    Each request has a thread, of which `parallel_requests` work at a time. They are daemons: one that is left in a
-    stalled answer does not keep a sync that failed from ending.
-    """
-
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, tries: int = TRIES):
         self.settings = settings
         self.limit = settings.page_size  # users to ask for; less once the API has refused that many
         self.started = None  # a Cursor: what the API's clock said when it first answered
+        self.retries = []  # their offsets
+        self.closed = Event()
+        self._tries = tries
         self._has_given_pages = False
-        self._session = requests.Session()
-        connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
-        self._session.mount("http://", connections)
-        self._session.mount("https://", connections)
-        self._slots = Semaphore(settings.parallel_requests)
-        self._in_flight = {}  # the future of each page asked for ahead, the next one first
-        self._closed = Event()
         self._resume_at = 0.0  # on the monotonic clock: when the API, which asked to wait, may be asked again
         self._careful = 0  # for how many pages to ask one at a time, since it did
         self._one_at_a_time = RLock()
+        self._session = requests.Session()
+        self._session.auth = self._authorize
+        connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
+        self._session.mount("http://", connections)
+        self._session.mount("https://", connections)
         backoff = tenacity.wait_exponential_jitter(max=60)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=lambda attempt: backoff(attempt) if error_of(attempt).wait is None else error_of(attempt).wait,
-            stop=tenacity.stop_after_attempt(TRIES) | tenacity.stop_before_delay(LONGEST_WAIT),
-            sleep=tenacity.sleep_using_event(self._closed),
+            stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(LONGEST_WAIT),
+            sleep=tenacity.sleep_using_event(self.closed),
             before_sleep=self._announce_wait,
             retry_error_callback=self._give_up,
         )
 
     def close(self):
         """End every wait, and the connections."""
-        self._closed.set()
-        self.read_ahead([])
+        self.closed.set()
         self._session.close()
 
-    def read_ahead(self, requests_to_come: Iterable[Request]):
-        """Ask for the next pages before they are needed: as many as may be in flight, and no others any more."""
-        wanted = list(islice(requests_to_come, self.settings.parallel_requests))
-        for request, future in self._in_flight.items():
-            if request not in wanted:
-                future.cancel()
-        self._in_flight = {request: self._in_flight.get(request) or self._ask(request) for request in wanted}
-
-    def has_next(self) -> bool:
-        """Return whether the next page is there already."""
-        return any(future.done() for future in islice(self._in_flight.values(), 1))
-
-    def get(self, request: Request) -> Page:
-        """Wait for a page, asked for up to `TRIES` times. While the API refuses the size of the first one, halve it.
+    def fetch(self, request: Request) -> Page:
+        """Ask for a page, up to `TRIES` times. While the API refuses the size of the very first one, halve it.
 
         Raises `Refused` if the API does not take the request, and `SyncError` if there is no page to be had.
         """
         while True:
-            future = self._in_flight.pop(request, None) or self._ask(request)
             try:
-                page = future.result()
+                with ExitStack() as turn:
+                    page = self._retrying(self._try, request, turn)
             except Refused as refusal:
-                if self._has_given_pages or self.limit == 2 or "limit" not in str(refusal).lower():
+                if self._has_given_pages or "limit" not in str(refusal).lower():
                     raise
+                if self.limit == 2:
+                    raise SyncError(f"The API refuses every page size down to 2 users. {refusal}") from None
                 self.limit = max(self.limit // 2, 2)
             else:
                 if not self._has_given_pages and self.limit < self.settings.page_size:
@@ -204,35 +261,21 @@ class Api:
                 self._has_given_pages = True
                 return page
 
-    def _ask(self, request: Request) -> Future:
-        """Ask for a page in a thread of its own, as soon as there is a slot for it."""
-        future = Future()
-
-        def work():
-            with self._slots:
-                if future.set_running_or_notify_cancel():
-                    try:
-                        with ExitStack() as turn:
-                            future.set_result(self._retrying(self._try, request, turn))
-                    except BaseException as error:
-                        future.set_exception(error)
-
-        Thread(target=work, name=f"page at offset {request.offset}", daemon=True).start()
-        return future
-
     def _try(self, request: Request, turn: ExitStack) -> Page:
         if self._careful:
             turn.enter_context(self._one_at_a_time)  # until this page is there, with all its tries
-        while (wait := self._resume_at - monotonic()) > 0 and not self._closed.is_set():
-            self._closed.wait(wait)
-        if self._closed.is_set():
+        while (seconds := self._resume_at - monotonic()) > 0 and not self.closed.is_set():
+            self.closed.wait(seconds)
+        if self.closed.is_set():
             raise SyncError("The sync has ended.")
         try:
             page = self._send(request)
-        except Unavailable as error:
-            if error.wait is not None:  # that holds for every request
+        except SyncError as error:
+            if isinstance(error, Unavailable) and error.wait is not None:  # that holds for every request
                 self._resume_at = max(self._resume_at, monotonic() + error.wait)
                 self._careful = CAREFUL_PAGES
+            if self.settings.api_key:  # an answer that is quoted may repeat it
+                error.args = (str(error).replace(self.settings.api_key, "***"),)
             raise
         self._careful = max(self._careful - 1, 0)
         return page
@@ -246,14 +289,16 @@ class Api:
                 self.settings.base_url, params=parameters, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
             )
         except RETRIED_ERRORS as error:
-            raise Unavailable(in_words(error)) from None
+            raise Unavailable(in_words(error, self.settings.host)) from None
         except requests.RequestException as error:
-            raise SyncError(f"The API cannot be asked: {in_words(error)}. Check base_url.") from None
+            raise SyncError(f"The API cannot be asked: {type(error).__name__}. Check base_url.") from None
         if self.started is None:
             self.started = Cursor.at(server_time(response))
         check_status(response, request.offset)
         try:
-            answer = response.json()
+            answer = json.loads(response.content)  # not response.json(), which takes text/* for Latin-1
+            if rb"\ud" in response.content.lower():  # half of an emoji that something cut in two is no UTF-8
+                answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
             kind = response.headers.get("Content-Type", "of no stated type")
             raise Unavailable(
@@ -262,18 +307,27 @@ class Api:
             ) from None
         return to_page(answer, request)
 
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Add the key. As `requests` sees it is for this host, it takes it off where the API redirects to another."""
+        if self.settings.api_key:
+            request.headers["Authorization"] = f"Bearer {self.settings.api_key}"
+        return request
+
     def _announce_wait(self, attempt: tenacity.RetryCallState):
+        self.retries.append(attempt.args[0].offset)
         log.warning(
             f"No page at offset {attempt.args[0].offset}: {error_of(attempt)}. Waiting {attempt.upcoming_sleep:.1f} s "
-            f"before try {attempt.attempt_number + 1} of {TRIES}."
+            f"before try {attempt.attempt_number + 1} of {self._tries}."
         )
 
     def _give_up(self, attempt: tenacity.RetryCallState):
-        raise SyncError(
-            f"The API gave no page at offset {attempt.args[0].offset}, asked {attempt.attempt_number} times in "
-            f"{attempt.seconds_since_start:.0f} s: {error_of(attempt)}. Nothing is lost: the next sync goes on from "
-            "the last checkpoint."
-        )
+        message = f"The API gave no page at offset {attempt.args[0].offset}: {error_of(attempt)}."
+        if attempt.attempt_number > 1:
+            message += (
+                f" It was asked {attempt.attempt_number} times in {attempt.seconds_since_start:.0f} s. Nothing is lost:"
+                " the next sync goes on from the last checkpoint."
+            )
+        raise SyncError(message)
 
 
 RETRIED_ERRORS = (
@@ -288,19 +342,25 @@ def error_of(attempt: tenacity.RetryCallState) -> Unavailable:
     return attempt.outcome.exception()
 
 
-def in_words(error: requests.RequestException) -> str:
-    """Say in a few words why no answer came. The error itself says too much: it may quote a URL with secrets."""
-    if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_TIMEOUT} s"
-    if isinstance(error, requests.Timeout):
-        return f"no answer within {READ_TIMEOUT} s"
+def in_words(error: requests.RequestException, host: str) -> str:
+    """Say why no answer came, and what to do. The error itself says too much: it may quote a URL with secrets."""
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    kind = type(error).__name__
-    if isinstance(cause, requests.RequestException):
-        return kind
-    return f"{kind}: {getattr(cause, 'strerror', None) or cause}"
+    detail = type(cause).__name__ if isinstance(cause, requests.RequestException) else str(cause)
+    if isinstance(error, requests.ConnectTimeout):
+        return (
+            f"no connection to {host} within {CONNECT_TIMEOUT} s (check base_url, and that a firewall lets it through)"
+        )
+    if isinstance(error, requests.Timeout):
+        return f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"no secure connection to {host} (TLS: {detail}; check its certificate, and base_url)"
+    if isinstance(cause, socket.gaierror):
+        return f"the name {host} is not found (check base_url)"
+    if isinstance(error, requests.ConnectionError):
+        return f"no connection to {host}, or a broken one ({detail}; check base_url, and that the API is up)"
+    return f"the answer of {host} broke off ({detail})"
 
 
 def check_status(response: requests.Response, offset: int):
@@ -320,7 +380,9 @@ def check_status(response: requests.Response, offset: int):
         raise SyncError(f"The API answered {status}: check base_url.")
     if not 200 <= response.status_code < 300:
         kind = Refused if response.status_code in (400, 422) else SyncError
-        raise kind(f"The API answered {status} at offset {offset}: {response.text[:200]}")
+        raise kind(
+            f"The API answered {status} at offset {offset}: {response.content[:800].decode('utf-8', 'replace')[:200]}"
+        )
 
 
 def asked_wait(response: requests.Response) -> float | None:
@@ -433,6 +495,62 @@ def parse_time(text: str) -> datetime:
     return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)
 
 
+# How pages are asked for ahead
+
+
+class ReadAhead:
+    """Asks for pages before they are needed, `parallel_requests` at a time."""
+
+    def __init__(self, api: Api):
+        self.waited = 0.0  # seconds in which the sync had nothing to do but wait for a page
+        self._api = api
+        self._slots = Semaphore(api.settings.parallel_requests)
+        self._in_flight = {}  # the future of each page asked for, the next one first
+
+    def expect(self, coming: Iterable[Request]):
+        """Ask for the pages that are coming, as many as may be in flight, and for no others any more."""
+        wanted = list(islice(coming, self._api.settings.parallel_requests))
+        for request, future in self._in_flight.items():
+            if request not in wanted:
+                future.cancel()
+        self._in_flight = {request: self._in_flight.get(request) or self._ask(request) for request in wanted}
+
+    def has_next(self) -> bool:
+        """Return whether the next page is there already."""
+        return any(future.done() for future in islice(self._in_flight.values(), 1))
+
+    def get(self, request: Request) -> Page:
+        """Wait for a page. Raises what `Api.fetch` does."""
+        future = self._in_flight.pop(request, None) or self._ask(request)
+        began = monotonic()
+        try:
+            return future.result()
+        finally:
+            self.waited += monotonic() - began
+
+    def _ask(self, request: Request) -> Future:
+        return in_background(f"page at offset {request.offset}", partial(self._api.fetch, request), self._slots)
+
+
+def in_background(name: str, work: Callable[[], object], slots: AbstractContextManager) -> Future:
+    """Call a function in a thread, once there is a slot for it. Returns the future of its result.
+
+    The thread is a daemon: one that is left in a stalled answer does not keep a sync that failed from ending.
+    """
+    future = Future()
+
+    def run():
+        with slots:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
 # How pages become an unbroken list
 
 
@@ -458,6 +576,7 @@ class Paging:
 
     def __init__(self, api: Api, cursor: Cursor | None):
         """Read from a cursor on, or everything if that is None."""
+        self.ahead = ReadAhead(api)
         self._api = api
         self._lookback = api.settings.lookback_seconds
         self._window = Window(earlier(cursor, self._lookback) if cursor and self._lookback else cursor)
@@ -465,6 +584,8 @@ class Paging:
         self._page_rows = api.settings.page_size  # users on a full page: some APIs give fewer than asked
         self._seen = None  # the users of a window that is read again
         self._barren = 0  # how often it was, since it last brought one that is new
+        self.windows = 1
+        self.moved = 0  # how often a seam was broken
 
     def pages(self) -> Iterator[Page]:
         """Yield pages with all users. Raises `SyncError` if the API does not let them be read without a gap.
@@ -476,7 +597,7 @@ class Paging:
         try:
             for page in self._unbroken():
                 ready.append(page)
-                while ready and not (self._api.has_next() and len(ready) < self._api.settings.parallel_requests):
+                while ready and not (self.ahead.has_next() and len(ready) < self._api.settings.parallel_requests):
                     yield ready.popleft()
         except SyncError:
             yield from ready
@@ -487,7 +608,7 @@ class Paging:
         while self._window:
             window = self._window
             try:
-                page = self._api.get(Request(window.since, window.offset))
+                page = self.ahead.get(Request(window.since, window.offset))
             except Refused as refusal:
                 self._window = self._after_refusal(refusal)
                 continue
@@ -498,8 +619,9 @@ class Paging:
                 self._window = self._after_broken_seam(page)
                 continue
             self._window = self._after(page)
-            self._api.read_ahead(self._requests_to_come())
-            yield replace(page, rows=page.rows[1:] if window.seam else page.rows)
+            self.ahead.expect(self._requests_to_come())
+            remaining = max(self._window.total - self._window.offset - 1, 0) if self._window else 0
+            yield replace(page, rows=page.rows[1:] if window.seam else page.rows, remaining=remaining)
 
     def _requests_to_come(self) -> Iterator[Request]:
         """Yield the requests for the pages that must follow, as far as the total of the window tells."""
@@ -535,10 +657,7 @@ class Paging:
             return None
         following = self._next_window(self._window) if read else None
         if following is None and read <= 1:
-            raise SyncError(
-                f"The API says {total} users match, but returns {read} for limit={self._api.limit}, asked twice. "
-                "It must return at least 2 users per page."
-            )
+            raise too_few_users(total, read, self._api.limit)
         if following is None:
             log.warning(f"The API says {total} users match, but its list ends after {read}. The sync ends there too.")
         return following
@@ -546,6 +665,7 @@ class Paging:
     def _after_broken_seam(self, page: Page) -> Window | None:
         """Return where to read on after the list moved: from the last user on, where it is certain."""
         window = self._window
+        self.moved += 1
         if window.last.time >= self._api.started.time:
             return None  # what is left changed after the sync began: the next one reads it
         following = self._next_window(window)
@@ -584,7 +704,16 @@ class Paging:
         following = window.next(self._lookback)
         if following:
             self._seen, self._barren = None, 0
+            self.windows += 1
         return following
+
+
+def too_few_users(total: int, users: int, limit: int) -> SyncError:
+    """Return the error for pages that cannot overlap."""
+    return SyncError(
+        f"The API says that {total} users match, but returns only {users} for limit={limit}. It must return at least 2 "
+        "users per page."
+    )
 
 
 def key(row: dict) -> tuple:
@@ -614,18 +743,26 @@ def update(configuration: dict, state: dict):
 
     Raises `SyncError` if something is wrong that only a person can mend. The state is then that of the last page.
     """
-    api = Api(read_settings(configuration))
+    settings = read_settings(configuration)
     cursor = read_state(state)
+    for warning in warnings_about(configuration, settings):
+        op.warning(warning)
+    api = Api(settings)
+    paging = Paging(api, cursor)
+    progress = Progress(api, paging, cursor)
     try:
-        for page in Paging(api, cursor).pages():
+        for page in paging.pages():
             upsert(page)
             cursor = reached(cursor, page.last, api.started)
             if cursor:
                 op.checkpoint({"last_updated_at": cursor.text})
+            progress.report(page)
     except SyncError as error:
         raise SyncError(str(error)) from None  # it says what is wrong: its traceback would only add people's data
     finally:
+        paging.ahead.expect([])
         api.close()
+    progress.summarize()
 
 
 def read_state(state: dict) -> Cursor | None:
@@ -659,15 +796,155 @@ def reached(cursor: Cursor | None, last: Cursor | None, started: Cursor) -> Curs
     return safe if cursor is None or safe.time > cursor.time else cursor
 
 
-connector = Connector(update=update, schema=schema)
+class Progress:
+    """Says at info level what a sync does: at its start, about every ten seconds, and at its end."""
+
+    def __init__(self, api: Api, paging: Paging, cursor: Cursor | None):
+        self._api = api
+        self._paging = paging
+        self._users = self._pages = 0
+        self._began = self._last_report = monotonic()
+        what = f"the users updated since {cursor.text}" if cursor else "all users"
+        if cursor and api.settings.lookback_seconds:
+            what += f", less {api.settings.lookback_seconds} s"
+        log.info(f"Reading {what} from {api.settings.host}.")
+
+    def report(self, page: Page):
+        """Count a page that was written, and say how far the sync is if it was last said ten seconds ago."""
+        self._users += len(page.rows)
+        self._pages += 1
+        now = monotonic()
+        if page.remaining and now - self._last_report >= PROGRESS_SECONDS:
+            self._last_report = now
+            total = self._users + page.remaining
+            log.info(
+                f"{self._users:,} of {total:,} users ({self._users * 100 // total} %), updated up to {page.last.text}, "
+                f"about {duration((now - self._began) * page.remaining / self._users)} left."
+            )
+
+    def summarize(self):
+        """Say what was done."""
+        took, waited = duration(monotonic() - self._began), duration(self._paging.ahead.waited)
+        log.info(
+            f"Done in {took}, of which {waited} waiting for the API. Users: {self._users:,}, pages: {self._pages:,}, "
+            f"windows: {self._paging.windows:,}, retries: {len(self._api.retries):,}."
+        )
+        if self._paging.moved:
+            log.info(
+                f"Pages moved {self._paging.moved} times while they were read. They were read again, and nothing was "
+                "lost."
+            )
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# How it is set up
+
+
+def configuration_form():
+    """Return the setup form, which Fivetran shows and `fivetran configuration` asks in the terminal."""
+    form = ConfigurationForm()
+    form.add_field(
+        form_field.TextField(
+            "base_url",
+            "Address of the API",
+            description="The address that lists the users, without the parameters this connector adds.",
+            placeholder="https://api.example.com/users",
+            required=True,
+        )
+    )
+    form.add_field(
+        form_field.TextField(
+            "api_key",
+            "API key",
+            form_field.TextField.password,
+            description="Sent as `Authorization: Bearer`. Leave it empty if the API needs none.",
+        )
+    )
+    hints = {
+        "page_size": (
+            "Users per page",
+            "More make fewer requests. A size that the API refuses is halved until it fits.",
+        ),
+        "parallel_requests": (
+            "Requests at a time",
+            "More help where the API answers slowly, if its rate limit allows.",
+        ),
+        "lookback_seconds": (
+            "Seconds to look back",
+            "Reads that much before the last sync again. For APIs that show changes late; 1 if `updated_since` leaves "
+            "out users updated at that very second.",
+        ),
+    }
+    for name, (label, description) in hints.items():
+        lowest, highest, default = NUMBERS[name]
+        description = f"{description} From {lowest:,} to {highest:,}; empty for {default}."
+        form.add_field(form_field.TextField(name, label, description=description, placeholder=str(default)))
+    form.add_test(label="Read a page of users", func=connection_test)
+    return form
+
+
+def connection_test(configuration: dict):
+    """Return whether a first sync would work, or in a sentence why not. Takes `TEST_SECONDS` at most."""
+    check = in_background("connection test", lambda: check_api(read_settings(configuration)), nullcontext())
+    wait([check], timeout=TEST_SECONDS)
+    if not check.done():
+        return Test.failure(f"The API did not answer within {TEST_SECONDS} s. Check base_url, and that the API is up.")
+    error = check.exception()
+    if error is None:
+        return Test.success()
+    return Test.failure(str(error) if isinstance(error, SyncError) else f"The test itself failed: {error!r}")
+
+
+def check_api(settings: Settings):
+    """Ask the API for a small page, the next, and what changed since. Raises `SyncError` if a sync could not work."""
+    api = Api(replace(settings, page_size=min(settings.page_size, TEST_PAGE_SIZE)), tries=1)
+    try:
+        page = api.fetch(Request(None, 0))
+        if len(page.rows) < min(page.total, 2):
+            raise too_few_users(page.total, len(page.rows), api.limit)
+        if page.total > len(page.rows):
+            following = api.fetch(Request(None, len(page.rows) - 1))
+            if following.rows and key(following.rows[0]) == key(page.rows[0]):
+                raise SyncError("The API returns the same page at every offset: it must heed the parameter `offset`.")
+        if page.last:
+            since = api.fetch(Request(page.last, 0)).rows
+            if since and since[0][UPDATED_AT] <= page.last.time - timedelta(seconds=1):
+                raise SyncError(
+                    "The API returns users updated before updated_since: it must leave them out, or every sync would "
+                    "read all users."
+                )
+            if not settings.lookback_seconds and (not since or since[0][UPDATED_AT] > page.last.time):
+                raise SyncError(
+                    "The API leaves out users updated at the very time of updated_since, some of which would be lost: "
+                    "set lookback_seconds to 1."
+                )
+    finally:
+        api.close()
+
+
+connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
 
 # How to run one on a laptop: `python connector.py` goes on from files/state.json, as `fivetran debug` does
+
+
+def read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from None
+
 
 if __name__ == "__main__":
     project = Path(__file__).resolve().parent
     state_file = project / "files" / "state.json"
     connector.debug(
         project_path=str(project),
-        configuration=json.loads((project / "configuration.json").read_text(encoding="utf-8")),
-        state=json.loads(state_file.read_text(encoding="utf-8")) if state_file.exists() else {},
+        configuration=read_json(project / "configuration.json"),
+        state=read_json(state_file) if state_file.exists() else {},
     )

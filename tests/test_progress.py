@@ -1,0 +1,74 @@
+"""What a sync says while it runs."""
+
+import json
+from datetime import timedelta
+
+import connector
+from memory_api import EPOCH, timestamp
+
+
+def lines(capsys, level="INFO") -> list:
+    messages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [message["message"] for message in messages if message["level"] == level]
+
+
+def test_the_log_says_what_will_be_read_and_what_was_done(api, sync, capsys):
+    api.add(250)
+    sync()
+    first, last = lines(capsys)
+    assert first == "Reading all users from api.example.com."
+    assert last == ("Done in 0 s, of which 0 s waiting for the API. Users: 250, pages: 3, windows: 1, retries: 0.")
+    sync(lookback_seconds="60")
+    assert lines(capsys)[0] == (
+        f"Reading the users updated since {timestamp(EPOCH + timedelta(seconds=250))}, less 60 s from api.example.com."
+    )
+
+
+def test_every_ten_seconds_the_log_says_how_far_the_sync_is(api, sync, destination, clock, capsys, monkeypatch):
+    """Each page takes 4 seconds to write here."""
+    api.add(1000)
+    checkpoint = destination.checkpoint
+    monkeypatch.setattr(destination, "checkpoint", lambda state: clock.wait(4) or checkpoint(state))
+    sync()
+    _, first, second, third, last = lines(capsys)
+    assert first == "298 of 1,000 users (29 %), updated up to 2024-01-01T00:04:58Z, about 28 s left."
+    assert second == "595 of 1,000 users (59 %), updated up to 2024-01-01T00:09:55Z, about 16 s left."
+    assert third.startswith("892 of 1,000 users (89 %)")
+    assert last.startswith("Done in 44 s, of which 0 s waiting for the API. Users: 1,000, pages: 11,")
+
+
+def test_waits_and_retries_are_counted(api, sync, capsys):
+    api.add(3)
+    api.answers = {1: (503, {"Retry-After": "20"}, "")}
+    sync()
+    last = lines(capsys)[-1]
+    assert last.startswith("Done in 20 s, of which")
+    assert last.endswith("retries: 1.")
+
+
+def test_pages_that_moved_are_told_of_in_one_line(api, sync, capsys):
+    api.add(500)
+    api.before = [None, lambda: api.touch("1"), None, lambda: api.touch("150")]
+    sync()
+    assert lines(capsys)[-1] == (
+        "Pages moved 2 times while they were read. They were read again, and nothing was lost."
+    )
+
+
+def test_a_long_sync_says_no_line_per_page(api, sync, capsys, monkeypatch):
+    monkeypatch.setattr(connector, "WINDOW_ROWS", 500)
+    api.add(2000)
+    sync(page_size="10")
+    assert len(lines(capsys)) == 2
+
+
+def test_durations_are_short():
+    assert [connector.duration(seconds) for seconds in (0.4, 59, 89, 90, 5399, 5400, 90000)] == [
+        "0 s",
+        "59 s",
+        "89 s",
+        "2 min",
+        "90 min",
+        "2 h",
+        "25 h",
+    ]

@@ -1,0 +1,183 @@
+"""What a sync makes of its configuration, and where the API key goes."""
+
+import pytest
+
+import connector
+import http_server
+from connector import SyncError, read_settings
+from memory_api import URL, MemoryApi
+
+KEY = "s3cr3t-k3y"
+
+
+def problems(**configuration) -> str:
+    with pytest.raises(SyncError) as caught:
+        read_settings({"base_url": URL, **configuration})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "says"),
+    [
+        (None, "base_url is missing: set it to the address of the API"),
+        ("", "base_url is missing"),
+        ("api.example.com/users", "http or https address"),
+        ("ftp://api.example.com", "http or https address"),
+        ("https:///users", "http or https address with a host"),
+        ("https://api.example.com/users#top", "no fragment"),
+        (" https://api.example.com/users", "no spaces"),
+        ("https://api.example.com/my users", "no spaces"),
+        ("https://api.example.com/users\n", "no spaces or line breaks"),
+        ("https://api.example.com:port/", "http or https address"),
+        ("https://api.example.com:0/", "http or https address"),
+        ("https://[::1/users", "http or https address"),
+        ("<YOUR_BASE_URL>", "base_url is a placeholder"),
+    ],
+)
+def test_an_unusable_base_url_is_an_error_that_says_why(base_url, says):
+    assert says in problems(base_url=base_url)
+
+
+@pytest.mark.parametrize("url", ["https://jo:s3cr3t@example.com/u", "https://jo:s3/cr3t@example.com/u"])
+def test_credentials_in_base_url_are_refused_and_not_shown(url):
+    message = problems(base_url=url)
+    assert "s3" not in message
+    assert "***@example.com" in message
+    assert "api_key" in message
+
+
+def test_a_query_in_base_url_is_not_shown_in_errors():
+    assert KEY not in problems(base_url=f"ftp://example.com/?token={KEY}")
+
+
+@pytest.mark.parametrize(
+    "value", ["ten", "1.5", "1e2", "-5", "+5", " 5", "5 ", "\u0665", "\uff15", "\u00b2", "0x10", "9" * 5000, "<5>"]
+)
+@pytest.mark.parametrize("name", ["page_size", "parallel_requests", "lookback_seconds"])
+def test_what_is_no_whole_number_is_an_error(name, value):
+    message = problems(**{name: value})
+    assert name in message
+    assert "whole number from" in message or "placeholder" in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("page_size", ["2", "10000", "007"], ["0", "1", "10001"]),
+        ("parallel_requests", ["1", "16"], ["0", "17"]),
+        ("lookback_seconds", ["0", "31536000"], ["31536001"]),
+    ],
+)
+def test_numbers_are_taken_within_their_range_only(name, inside, outside):
+    for value in inside:
+        assert getattr(read_settings({"base_url": URL, name: value}), name) == int(value)
+    for value in outside:
+        assert f"{name} is '{value}': it must be a whole number from" in problems(**{name: value})
+
+
+def test_what_is_empty_or_null_has_its_default():
+    settings = read_settings({"base_url": URL, "page_size": "", "parallel_requests": None, "api_key": ""})
+    assert (settings.page_size, settings.parallel_requests, settings.lookback_seconds) == (100, 4, 0)
+    assert settings.api_key == ""
+
+
+def test_everything_wrong_is_said_at_once_and_nothing_is_asked(api, sync):
+    with pytest.raises(SyncError) as caught:
+        sync(base_url="nowhere", page_size="many", lookback_seconds="-1")
+    assert [name in str(caught.value) for name in ("base_url", "page_size", "lookback_seconds")] == [True] * 3
+    assert api.requests == []
+
+
+def test_a_setting_it_does_not_know_is_a_warning_with_the_nearest_name(api, sync):
+    warnings = sync(page_sze="5").all("warning")
+    assert warnings == [
+        "The configuration has a setting 'page_sze', which this connector does not know. Is page_size meant?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["base_url", "api_key", "page_size"])
+def test_an_encrypted_value_says_to_use_fivetran_debug(name):
+    assert "run `fivetran debug`" in problems(**{name: "fivetran_encrypted:AAAA"})
+
+
+@pytest.mark.parametrize("value", ["<YOUR_API_KEY>", f"Bearer {KEY}", f"{KEY}\n", f"{KEY}é"])
+def test_an_api_key_that_is_none_is_an_error_that_does_not_show_it(value):
+    message = problems(api_key=value)
+    assert "api_key" in message
+    assert KEY not in message
+
+
+# Where the key goes
+
+
+def test_the_key_is_sent_as_a_bearer_token_and_only_if_there_is_one(api, sync):
+    sync()
+    sync(api_key=KEY)
+    assert api.keys == [None, f"Bearer {KEY}"]
+
+
+def test_the_key_of_a_netrc_file_does_not_replace_it(api, sync, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine api.example.com login jo password other")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    sync(api_key=KEY)
+    assert api.keys == [f"Bearer {KEY}"]
+
+
+def test_the_key_is_not_sent_to_another_host_on_a_redirect(sync):
+    with http_server.serve(MemoryApi()) as other, http_server.serve(MemoryApi()) as server:
+        server.api.answers = {1: (302, {"Location": f"{other.url}?order_by=updatedAt&offset=0&limit=100"}, "")}
+        sync(base_url=server.url, api_key=KEY)
+        assert server.api.keys == [f"Bearer {KEY}"]
+        assert other.api.keys == [None]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "warned"),
+    [
+        ("http://api.example.com/users", True),
+        ("https://api.example.com/users", False),
+        ("http://127.0.0.1:5001/users", False),
+        ("http://localhost:5001/users", False),
+        ("http://[::1]:5001/users", False),
+    ],
+)
+def test_a_key_over_plain_http_to_another_machine_is_a_warning(base_url, warned):
+    configuration = {"base_url": base_url, "api_key": KEY}
+    warnings = connector.warnings_about(configuration, read_settings(configuration))
+    assert bool(warnings) == warned
+    assert KEY not in str(warnings)
+
+
+def test_the_key_is_nowhere_in_what_a_working_sync_says_or_stores(api, sync, capsys):
+    api.add(250)
+    destination = sync(api_key=KEY, page_sze="5")
+    captured = capsys.readouterr()
+    assert "Reading all users" in captured.out
+    assert KEY not in captured.out + captured.err + str(destination.all("warning") + destination.all("checkpoint"))
+    assert not any(KEY in str(request) for request in api.requests)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (401, {}, f"bad key {KEY}"),
+        (400, {}, f'{{"error": "limit and key {KEY}"}}'),
+        (418, {}, f"bad key {KEY}"),
+        (503, {"Retry-After": "9999"}, KEY),
+        (200, {"Content-Type": f"text/{KEY}"}, KEY),
+        (200, {}, f'{{"data": [], "total": "{KEY}"}}'),
+    ],
+    ids=str,
+)
+def test_the_key_is_nowhere_in_what_a_failing_sync_says(api, sync, capsys, answer):
+    api.answers = dict.fromkeys(range(1, 100), answer)
+    with pytest.raises(SyncError) as caught:
+        sync(api_key=KEY)
+    captured = capsys.readouterr()
+    assert KEY not in captured.out + captured.err + repr(caught.getrepr(showlocals=False)) + str(caught.value)
+
+
+def test_neither_settings_nor_pages_show_what_is_not_to_be_seen():
+    assert KEY not in repr(read_settings({"base_url": URL, "api_key": KEY}))
+    assert "Jo" not in repr(connector.Page([{"name": "Jo"}], 1, None))

@@ -1,0 +1,167 @@
+"""The setup form and its connection test, through the SDK's own machinery."""
+
+import json
+import socket
+
+import pytest
+import requests
+from fivetran_connector_sdk import Logging
+from fivetran_connector_sdk_cli import configuration_command
+
+import connector
+import http_server
+from memory_api import EPOCH, URL, MemoryApi
+
+
+def answer_all(answer) -> dict:
+    return dict.fromkeys(range(1, 100), answer)
+
+
+@pytest.fixture
+def verdict(monkeypatch):
+    """Run the connection test as the SDK does. Returns None, or what is wrong."""
+    monkeypatch.setattr(Logging, "LOG_LEVEL", Logging.Level.INFO)
+
+    def run(**settings):
+        return connector.connector.run_test("connection_test", {"base_url": URL, **settings}).failure
+
+    return run
+
+
+def test_the_form_has_every_setting_and_hides_the_key():
+    form = connector.configuration_form().to_response()
+    assert {field.name for field in form.fields} == set(connector.SETTINGS)
+    assert all(field.label and field.description for field in form.fields)
+    assert [field.name for field in form.fields if field.required] == ["base_url"]
+    assert [field.name for field in form.fields if field.text_field == 1] == ["api_key"]
+
+
+def test_fivetran_configuration_fills_a_file_that_its_test_and_a_sync_accept(
+    api, sync, tmp_path, capsys, monkeypatch, destination
+):
+    """Asked in the terminal, answered with Enter but for the address and the key."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the key that encrypts lies
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    api.add(5)
+    path = tmp_path / "configuration.json"
+    form = connector.connector.get_configuration_form()
+    answers = {"Address of the API: ": URL}
+    code = configuration_command.run_configuration_form(
+        form, str(path), False, lambda prompt: answers.get(prompt, ""), lambda prompt: "s3cr3t"
+    )
+    assert code == 0
+    configuration = json.loads(path.read_text(encoding="utf-8"))
+    assert configuration["api_key"].startswith("fivetran_encrypted:")
+
+    assert configuration_command.run_configuration_tests(connector.connector, form, str(path)) == 0
+    assert "All tests passed!" in capsys.readouterr().out
+    assert api.keys == ["Bearer s3cr3t"] * 2
+
+    assert len(sync(**configuration_command.decrypt_configuration_values(configuration)).table) == 5
+
+
+def test_an_api_as_the_readme_asks_for_passes(api, verdict):
+    api.add(250)
+    assert verdict() is None
+    assert {request["limit"] for request in api.requests} == {"10"}
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 10, 11])
+def test_an_api_with_few_users_passes(api, verdict, count):
+    api.add(count)
+    assert verdict() is None
+
+
+def test_an_api_whose_users_have_one_time_passes(api, verdict):
+    api.add(50, updated_at=EPOCH)
+    assert verdict() is None
+
+
+def test_a_page_size_that_is_refused_is_no_failure_as_a_sync_would_halve_it(api, verdict):
+    api.add(50)
+    api.limit_max = 5
+    assert verdict() is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (requests.ConnectTimeout(), "no connection to api.example.com within 10 s (check base_url"),
+        (requests.ReadTimeout(), "no answer from api.example.com within 60 s"),
+        (requests.exceptions.SSLError("self-signed"), "no secure connection to api.example.com (TLS"),
+        (requests.ConnectionError(), "no connection to api.example.com, or a broken one"),
+        ((401, {}, ""), "HTTP 401 Unauthorized: check api_key"),
+        ((403, {}, ""), "HTTP 403 Forbidden: check api_key"),
+        ((404, {}, ""), "HTTP 404 Not Found: check base_url"),
+        ((500, {}, ""), "HTTP 500 Internal Server Error"),
+        ((429, {"Retry-After": "30"}, ""), "HTTP 429 Too Many Requests"),
+        ((200, {"Content-Type": "text/html"}, "<html>"), "a body that is not JSON (text/html"),
+        ((200, {}, "[]"), "expected a JSON object, but got a list of 0"),
+        ((200, {}, '{"users": []}'), "expected `data` to be a list of users, but got nothing"),
+        ((400, {}, '{"error": "bad limit"}'), "The API refuses every page size down to 2 users"),
+        ((400, {}, '{"error": "no"}'), 'HTTP 400 Bad Request at offset 0: {"error": "no"}'),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_in_a_sentence_after_one_try(api, verdict, answer, says):
+    api.add(50)
+    api.answers = answer_all(answer)
+    assert says in verdict()
+    assert len(api.requests) <= 4
+
+
+def test_unusable_settings_fail_without_a_request(api, verdict):
+    assert "page_size is 'many'" in verdict(page_size="many")
+    assert api.requests == []
+
+
+def test_a_name_that_is_not_found_is_told_from_a_server_that_is_down(verdict, monkeypatch):
+    def not_found(*args, **kwargs):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with http_server.serve(MemoryApi()) as server:
+        pass
+    assert "refused; check base_url, and that the API is up" in verdict(base_url=server.url)
+    monkeypatch.setattr(socket, "getaddrinfo", not_found)
+    assert "the name api.example.com is not found (check base_url)" in verdict()
+
+
+def test_a_server_that_never_answers_fails_in_time(verdict, monkeypatch):
+    monkeypatch.setattr(connector, "TEST_SECONDS", 0.3)
+    with http_server.serve(MemoryApi()) as server:
+        server.faults = {1: "stall"}
+        assert verdict(base_url=server.url).startswith("The API did not answer within 0.3 s")
+
+
+def test_users_that_are_not_sorted_fail(api, verdict):
+    api.add(50)
+    api.answers = answer_all(lambda page: page | {"data": page["data"][::-1]})
+    assert "out of order" in verdict()
+
+
+def test_an_updated_since_that_is_ignored_fails(api, verdict):
+    api.add(50)
+    page = api.page
+    api.page = lambda parameters: page(parameters | {"updated_since": ""})
+    assert "returns users updated before updated_since" in verdict()
+
+
+def test_an_offset_that_is_ignored_fails(api, verdict):
+    api.add(50)
+    page = api.page
+    api.page = lambda parameters: page(parameters | {"offset": 0}) | {"offset": int(parameters["offset"])}
+    assert "the same page at every offset" in verdict()
+
+
+def test_an_exclusive_updated_since_fails_unless_there_is_a_lookback(api, verdict):
+    api.add(50)
+    api.exclusive = True
+    assert "set lookback_seconds to 1" in verdict()
+    assert verdict(lookback_seconds="1") is None
+
+
+def test_pages_of_one_user_fail(api, verdict):
+    api.add(50)
+    api.page_cap = 1
+    assert "at least 2 users per page" in verdict()
