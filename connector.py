@@ -1,8 +1,9 @@
 """Syncs the users of a REST API into the table `user`: first all of them, then only what changed.
 
 It loses no user while the list changes under it. The file reads from top to bottom: what is set, how one page is
-asked for, how pages become an unbroken list, what the table is, what a sync does, and how to run one on a laptop.
-The README says why the paging is safe, and which lines to change for another API.
+asked for, how pages are asked for ahead and become an unbroken list, what the table is, what a sync does and says,
+how it is set up, and how to run it on a laptop. The README says why the paging is safe, and which lines to change
+for another API.
 """
 
 import json
@@ -11,7 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
@@ -23,7 +24,7 @@ from pathlib import Path
 from threading import Event, RLock, Semaphore, Thread
 from time import monotonic
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import requests
 import tenacity
@@ -37,28 +38,37 @@ TABLE = "user"
 ID = "id"
 UPDATED_AT = "updatedAt"
 COLUMNS = {
-    "id": "STRING",
+    ID: "STRING",
     "name": "STRING",
     "email": "STRING",
     "address": "STRING",
     "company": "STRING",
     "job": "STRING",
-    "updatedAt": "UTC_DATETIME",
+    UPDATED_AT: "UTC_DATETIME",
     "createdAt": "UTC_DATETIME",
 }
 STRING_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "STRING"]
 TIME_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "UTC_DATETIME"]
 
 WINDOW_ROWS = 10_000  # how deep offsets go before paging starts again at the cursor; many APIs refuse deeper ones
-BARREN_WINDOWS = 5  # how often the same window may be read again and bring nothing new
+MOST_REREADS = 5  # how often a window may be read again without bringing anything new
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces of an answer
 TRIES = 6  # for each page
-LONGEST_WAIT = 600  # seconds a page may take with all its tries, and an API may ask to wait
-CAREFUL_PAGES = 50  # to ask for one at a time after an API asked to wait, so that no page is refused time and again
+LONGEST_WAIT = (
+    600  # seconds: no try of a page begins later than that after its first, and no API may ask to wait longer
+)
+CAREFUL_PAGES = 50  # how many pages to ask for one at a time, after an API asked to wait
+RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
+RETRIED_ERRORS = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+
 PROGRESS_SECONDS = 10  # between two lines that say how far a sync is
-TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # how long the connection test may take, and how many users it asks for
-PASSING = {408, 429, 500, 502, 503, 504}  # HTTP statuses after which the same request may succeed
+TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # how long the connection test may take; users on all its pages but the first
 
 
 class SyncError(Exception):
@@ -70,11 +80,11 @@ class Refused(SyncError):
 
 
 class Unavailable(SyncError):
-    """No page came this time. `wait` is how many seconds the API asks to wait, or None if it does not say."""
+    """No page came this time. `retry_after` is how many seconds the API asks to wait, None if it does not say."""
 
-    def __init__(self, message: str, wait: float | None = None):
+    def __init__(self, message: str, retry_after: float | None = None):
         super().__init__(message)
-        self.wait = wait
+        self.retry_after = retry_after
 
 
 # What is set
@@ -101,6 +111,7 @@ NUMBERS = {  # lowest, highest, default
     "lookback_seconds": (0, 31_536_000, 0),
 }
 SETTINGS = ("base_url", "api_key", *NUMBERS)
+PARAMETERS = {"updated_since", "order_by", "order_type", "limit", "offset"}
 
 
 def read_settings(configuration: dict) -> Settings:
@@ -143,16 +154,18 @@ def problem_with_url(url: str) -> str | None:
         is_address = False
     if not url.isprintable() or " " in url:
         problem = "it must have no spaces or line breaks"
-    elif "@" in url.split("?")[0]:
+    elif re.search("//[^/]*@", url) or "@" in url.split("?")[0]:
         problem = "it must hold no user name or password: put the key of the API into api_key"
     elif not is_address:
         problem = "it must be an http or https address with a host, such as https://api.example.com/users"
     elif parts.fragment:
         problem = "it must have no fragment (the part from `#` on)"
+    elif ours := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} & PARAMETERS:
+        problem = f"it must not set {', '.join(sorted(ours))}, which this connector does"
     else:
         return None
     # shown without what may be secret in it: a password, or the query
-    return f"base_url is {re.sub('//.*@', '//***@', url).split('?')[0][:200]!r}: {problem}."
+    return f"base_url is {re.sub('.*@', '***@', url).split('?')[0][:200]!r}: {problem}."
 
 
 def warnings_about(configuration: dict, settings: Settings) -> list:
@@ -162,7 +175,7 @@ def warnings_about(configuration: dict, settings: Settings) -> list:
         nearest = get_close_matches(name, SETTINGS, n=1)
         meant = f"Is {nearest[0]} meant?" if nearest else f"Those it knows are {', '.join(SETTINGS)}."
         warnings.append(f"The configuration has a setting {name!r}, which this connector does not know. {meant}")
-    if settings.api_key and settings.base_url.startswith("http:") and not is_this_machine(settings.host):
+    if settings.api_key and urlsplit(settings.base_url).scheme == "http" and not is_this_machine(settings.host):
         warnings.append("api_key is sent unencrypted, as base_url begins with http: use https if the API offers it.")
     return warnings
 
@@ -185,8 +198,9 @@ class Cursor(NamedTuple):
 
     @classmethod
     def at(cls, time: datetime) -> "Cursor":
-        """The place of a time of our own, cut to the second: not every API reads fractions."""
-        return cls(time, time.replace(microsecond=0, tzinfo=None).isoformat() + "Z")
+        """The place of a time of our own, in UTC, cut to the second: not every API reads fractions."""
+        time = time.replace(microsecond=0)
+        return cls(time, time.replace(tzinfo=None).isoformat() + "Z")
 
 
 class Request(NamedTuple):
@@ -212,14 +226,15 @@ class Api:
     def __init__(self, settings: Settings, tries: int = TRIES):
         self.settings = settings
         self.limit = settings.page_size  # users to ask for; less once the API has refused that many
-        self.started = None  # a Cursor: what the API's clock said when it first answered
-        self.retries = []  # their offsets
+        self.started = None  # a Cursor: what the API's clock said when the sync began
+        self.retries = 0
         self.closed = Event()
         self._tries = tries
         self._has_given_pages = False
         self._resume_at = 0.0  # on the monotonic clock: when the API, which asked to wait, may be asked again
-        self._careful = 0  # for how many pages to ask one at a time, since it did
+        self._careful_pages = 0  # how many to ask for one at a time, since it did
         self._one_at_a_time = RLock()
+        self._secrets = [settings.api_key, *(value for _, value in parse_qsl(urlsplit(settings.base_url).query))]
         self._session = requests.Session()
         self._session.auth = self._authorize
         connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
@@ -228,8 +243,10 @@ class Api:
         backoff = tenacity.wait_exponential_jitter(max=60)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=lambda attempt: backoff(attempt) if error_of(attempt).wait is None else error_of(attempt).wait,
-            stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(LONGEST_WAIT),
+            wait=lambda attempt: (
+                backoff(attempt) if error_of(attempt).retry_after is None else error_of(attempt).retry_after
+            ),
+            stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(LONGEST_WAIT + 1),
             sleep=tenacity.sleep_using_event(self.closed),
             before_sleep=self._announce_wait,
             retry_error_callback=self._give_up,
@@ -241,7 +258,7 @@ class Api:
         self._session.close()
 
     def fetch(self, request: Request) -> Page:
-        """Ask for a page, up to `TRIES` times. While the API refuses the size of the very first one, halve it.
+        """Ask for a page, as often as it may be tried. While the API refuses the size of the very first, halve it.
 
         Raises `Refused` if the API does not take the request, and `SyncError` if there is no page to be had.
         """
@@ -262,22 +279,22 @@ class Api:
                 return page
 
     def _try(self, request: Request, turn: ExitStack) -> Page:
-        if self._careful:
-            turn.enter_context(self._one_at_a_time)  # until this page is there, with all its tries
+        if self._careful_pages:
+            # All that waited would ask together again, and all but one be refused, until one was six times. So a page
+            # keeps its turn until it is there.
+            turn.enter_context(self._one_at_a_time)
         while (seconds := self._resume_at - monotonic()) > 0 and not self.closed.is_set():
             self.closed.wait(seconds)
         if self.closed.is_set():
             raise SyncError("The sync has ended.")
         try:
             page = self._send(request)
-        except SyncError as error:
-            if isinstance(error, Unavailable) and error.wait is not None:  # that holds for every request
-                self._resume_at = max(self._resume_at, monotonic() + error.wait)
-                self._careful = CAREFUL_PAGES
-            if self.settings.api_key:  # an answer that is quoted may repeat it
-                error.args = (str(error).replace(self.settings.api_key, "***"),)
+        except Unavailable as error:
+            if error.retry_after is not None:  # that holds for every request
+                self._resume_at = max(self._resume_at, monotonic() + error.retry_after)
+                self._careful_pages = CAREFUL_PAGES
             raise
-        self._careful = max(self._careful - 1, 0)
+        self._careful_pages = max(self._careful_pages - 1, 0)
         return page
 
     def _send(self, request: Request) -> Page:
@@ -290,31 +307,38 @@ class Api:
             )
         except RETRIED_ERRORS as error:
             raise Unavailable(in_words(error, self.settings.host)) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # such as a redirect to what is no address
             raise SyncError(f"The API cannot be asked: {type(error).__name__}. Check base_url.") from None
         if self.started is None:
-            self.started = Cursor.at(server_time(response))
-        check_status(response, request.offset)
+            # not later than the moment it was sent: what the page shows may be older than its Date
+            self.started = Cursor.at(server_time(response) - response.elapsed)
         try:
-            answer = json.loads(response.content)  # not response.json(), which takes text/* for Latin-1
-            if rb"\ud" in response.content.lower():  # half of an emoji that something cut in two is no UTF-8
-                answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            kind = response.headers.get("Content-Type", "of no stated type")
-            raise Unavailable(
-                f"HTTP {response.status_code} with a body that is not JSON ({kind}, {len(response.content)} bytes; "
-                "is base_url the API, and not a page for people such as a login?)"
-            ) from None
-        return to_page(answer, request)
+            check_status(response, request.offset, self._hide_secrets)
+            return to_page(read_json(response), request)
+        except SyncError as error:
+            error.args = (self._hide_secrets(str(error)),)
+            raise
+
+    def _hide_secrets(self, text: str) -> str:
+        """Return a text without the secrets that an answer it quotes may repeat."""
+        for secret in self._secrets:
+            if len(secret) > 3:
+                text = text.replace(secret, "***")
+        return text
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the key. As `requests` sees it is for this host, it takes it off where the API redirects to another."""
+        """Add the key. Were it a header of the session, `requests` would replace it by what ~/.netrc has for the host.
+
+        It takes the key off again where the API redirects to another host.
+        """
         if self.settings.api_key:
             request.headers["Authorization"] = f"Bearer {self.settings.api_key}"
         return request
 
     def _announce_wait(self, attempt: tenacity.RetryCallState):
-        self.retries.append(attempt.args[0].offset)
+        if self.closed.is_set():
+            return
+        self.retries += 1
         log.warning(
             f"No page at offset {attempt.args[0].offset}: {error_of(attempt)}. Waiting {attempt.upcoming_sleep:.1f} s "
             f"before try {attempt.attempt_number + 1} of {self._tries}."
@@ -322,7 +346,7 @@ class Api:
 
     def _give_up(self, attempt: tenacity.RetryCallState):
         message = f"The API gave no page at offset {attempt.args[0].offset}: {error_of(attempt)}."
-        if attempt.attempt_number > 1:
+        if self._tries > 1:
             message += (
                 f" It was asked {attempt.attempt_number} times in {attempt.seconds_since_start:.0f} s. Nothing is lost:"
                 " the next sync goes on from the last checkpoint."
@@ -330,62 +354,72 @@ class Api:
         raise SyncError(message)
 
 
-RETRIED_ERRORS = (
-    requests.ConnectionError,
-    requests.Timeout,
-    requests.exceptions.ChunkedEncodingError,
-    requests.exceptions.ContentDecodingError,
-)
-
-
 def error_of(attempt: tenacity.RetryCallState) -> Unavailable:
     return attempt.outcome.exception()
 
 
 def in_words(error: requests.RequestException, host: str) -> str:
-    """Say why no answer came, and what to do. The error itself says too much: it may quote a URL with secrets."""
+    """Say why no answer came, and what to do. The error itself says too much: it may quote a URL, or people's data."""
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    detail = type(cause).__name__ if isinstance(cause, requests.RequestException) else str(cause)
+    detail = getattr(cause, "strerror", None) or type(cause).__name__
     if isinstance(error, requests.ConnectTimeout):
-        return (
-            f"no connection to {host} within {CONNECT_TIMEOUT} s (check base_url, and that a firewall lets it through)"
-        )
-    if isinstance(error, requests.Timeout):
+        return f"no connection to {host} within {CONNECT_TIMEOUT} s (check base_url, and that a firewall lets it pass)"
+    if isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
         return f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
     if isinstance(error, requests.exceptions.SSLError):
+        detail = getattr(cause, "verify_message", detail)
         return f"no secure connection to {host} (TLS: {detail}; check its certificate, and base_url)"
     if isinstance(cause, socket.gaierror):
         return f"the name {host} is not found (check base_url)"
     if isinstance(error, requests.ConnectionError):
-        return f"no connection to {host}, or a broken one ({detail}; check base_url, and that the API is up)"
+        return f"no connection to {host} that holds ({detail}; check base_url, and that the API is up)"
     return f"the answer of {host} broke off ({detail})"
 
 
-def check_status(response: requests.Response, offset: int):
-    """Return if the status is a success. Raises `Unavailable`, `Refused` or `SyncError` if it is not."""
+def check_status(response: requests.Response, offset: int, hide: Callable[[str], str]):
+    """Return if the status is a success. Raises `Unavailable`, `Refused` or `SyncError` if it is not.
+
+    What is quoted of the body, `hide` takes the secrets from.
+    """
     status = f"HTTP {response.status_code} {response.reason or ''}".strip()
-    if response.status_code in PASSING:
-        wait = asked_wait(response)
-        if wait is not None and wait > LONGEST_WAIT:
+    if response.status_code in RETRIED_STATUSES:
+        seconds = retry_after(response)
+        if seconds is not None and seconds > LONGEST_WAIT:
             raise SyncError(
-                f"The API answered {status} at offset {offset} and asks to wait {wait:.0f} s, longer than the "
+                f"The API answered {status} at offset {offset} and asks to wait {seconds:.0f} s, longer than the "
                 f"{LONGEST_WAIT} s a sync waits. Sync again after that, or less often."
             )
-        raise Unavailable(status, wait)
+        raise Unavailable(status, seconds)
     if response.status_code in (401, 403):
-        raise SyncError(f"The API answered {status}: check api_key.")
+        moved = " It was redirected: if to another host, set base_url to that, as only its host is given the key."
+        raise SyncError(f"The API answered {status}: check api_key.{moved if response.history else ''}")
     if response.status_code == 404:
         raise SyncError(f"The API answered {status}: check base_url.")
     if not 200 <= response.status_code < 300:
         kind = Refused if response.status_code in (400, 422) else SyncError
-        raise kind(
-            f"The API answered {status} at offset {offset}: {response.content[:800].decode('utf-8', 'replace')[:200]}"
-        )
+        body = hide(response.content[:4000].decode("utf-8", "replace"))[:200]  # hidden before it is cut in two
+        raise kind(f"The API answered {status} at offset {offset}: {body}")
 
 
-def asked_wait(response: requests.Response) -> float | None:
+def read_json(response: requests.Response) -> object:
+    """Return the body of an answer. Raises `Unavailable` if it is no JSON: it may have been cut, or be a login page."""
+    body = response.content
+    try:
+        answer = json.loads(body)  # not response.json(), which takes text/* for Latin-1
+        if rb"\ud" in body.lower():  # half of an emoji, of which something kept the other, is no UTF-8
+            answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
+        return answer
+    except (ValueError, RecursionError):
+        kind = response.headers.get("Content-Type", "of no stated type")
+        raise Unavailable(
+            f"HTTP {response.status_code} with a body that is not JSON ({kind[:40]}, {len(body)} bytes; is base_url "
+            "the API, and not a page for people such as a login?)"
+        ) from None
+
+
+def retry_after(response: requests.Response) -> float | None:
     """Return how many seconds the `Retry-After` header asks to wait (RFC 9110, 10.2.3), None if it does not say."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch("[0-9]+", value):
@@ -402,7 +436,7 @@ def server_time(response: requests.Response) -> datetime:
 def http_date(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text).replace(tzinfo=timezone.utc)  # it is always GMT (RFC 9110, 5.6.7)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -465,10 +499,12 @@ def unreadable(request: Request, expected: str, came: object) -> SyncError:
 
 
 def shown(value: object) -> str:
-    """Show a value of an answer in an error, if it is short; of what may hold people's data, say only what it is."""
+    """Show a value of an answer in an error if it is short, or else say only what it is: it may be people's data."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    return "nothing" if value is None else repr(value)[:40]
+    if isinstance(value, str) and len(value) > 40:
+        return f"a text of {len(value)} characters"
+    return "nothing" if value is None else repr(value)
 
 
 ISO_8601 = re.compile(
@@ -517,7 +553,8 @@ class ReadAhead:
 
     def has_next(self) -> bool:
         """Return whether the next page is there already."""
-        return any(future.done() for future in islice(self._in_flight.values(), 1))
+        following = next(iter(self._in_flight.values()), None)
+        return following is not None and following.done()
 
     def get(self, request: Request) -> Page:
         """Wait for a page. Raises what `Api.fetch` does."""
@@ -532,7 +569,7 @@ class ReadAhead:
         return in_background(f"page at offset {request.offset}", partial(self._api.fetch, request), self._slots)
 
 
-def in_background(name: str, work: Callable[[], object], slots: AbstractContextManager) -> Future:
+def in_background(name: str, work: Callable[[], object], slots: Semaphore | None = None) -> Future:
     """Call a function in a thread, once there is a slot for it. Returns the future of its result.
 
     The thread is a daemon: one that is left in a stalled answer does not keep a sync that failed from ending.
@@ -540,7 +577,7 @@ def in_background(name: str, work: Callable[[], object], slots: AbstractContextM
     future = Future()
 
     def run():
-        with slots:
+        with slots or nullcontext():
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(work())
@@ -563,13 +600,6 @@ class Window(NamedTuple):
     last: Cursor | None = None  # where that user stands
     total: int = 0  # users in the window, as its first page says; before that, how many there must be
 
-    def next(self, lookback: int) -> "Window | None":
-        """Return the window from the last user on (with a lookback: from a second before), None if that is no later."""
-        since = earlier(self.last, 1) if lookback else self.last
-        if self.since and since.time <= self.since.time:
-            return None
-        return Window(since, total=self.total - self.offset)
-
 
 class Paging:
     """Reads the list of users without a gap, though it changes: one that is updated moves to the end of the list."""
@@ -583,7 +613,7 @@ class Paging:
         self._window_rows = WINDOW_ROWS
         self._page_rows = api.settings.page_size  # users on a full page: some APIs give fewer than asked
         self._seen = None  # the users of a window that is read again
-        self._barren = 0  # how often it was, since it last brought one that is new
+        self._rereads = 0  # how often it was, since it last brought one that is new
         self.windows = 1
         self.moved = 0  # how often a seam was broken
 
@@ -615,55 +645,57 @@ class Paging:
             # The seam: each page overlaps the one before by a user. Users only ever leave from in front of it, for the
             # end of the list, and never join there. So if that user is where it was, nothing in front of it has moved
             # between the two requests, whichever the API answered first, and the rest of the page is new.
-            if window.seam and (not page.rows or key(page.rows[0]) != window.seam):
+            if window.seam and (not page.rows or version(page.rows[0]) != window.seam):
                 self._window = self._after_broken_seam(page)
                 continue
-            self._window = self._after(page)
+            new = page.rows[1:] if window.seam else page.rows
+            self._window = self._after(page) if new else self._after_nothing_new(page)
             self.ahead.expect(self._requests_to_come())
             remaining = max(self._window.total - self._window.offset - 1, 0) if self._window else 0
-            yield replace(page, rows=page.rows[1:] if window.seam else page.rows, remaining=remaining)
+            yield replace(page, rows=new, remaining=remaining)
 
     def _requests_to_come(self) -> Iterator[Request]:
         """Yield the requests for the pages that must follow, as far as the total of the window tells."""
         if self._window:
             since, offset, _, _, total = self._window
             yield Request(since, offset)
-            step = max(min(self._page_rows, self._api.limit) - 1, 1)
+            step = max(self._full_page() - 1, 1)
             while (offset := offset + step) < min(total - 1, self._window_rows - self._api.limit + 1):
                 yield Request(since, offset)
 
     def _after(self, page: Page) -> Window | None:
         """Return where to read on after a page, None at the end of the list."""
         window = self._window
+        if self._seen is not None and not self._seen.issuperset(map(version, page.rows)):
+            self._seen.update(map(version, page.rows))
+            self._rereads = 0
         read = window.offset + len(page.rows)  # users of the window, up to here
-        if len(page.rows) <= bool(window.seam):
-            return self._after_nothing_new(page.total, read)
-        if self._seen is not None and not self._seen.issuperset(map(key, page.rows)):
-            self._seen.update(map(key, page.rows))
-            self._barren = 0
         total = window.total if window.offset else page.total
-        full = len(page.rows) >= min(self._page_rows, self._api.limit)
-        deep = read - 1 + self._api.limit > self._window_rows  # the next page would reach beyond the window
+        is_full = len(page.rows) >= self._full_page()
+        is_deep = read - 1 + self._api.limit > self._window_rows  # the next page would reach beyond the window
         if read < total:
             self._page_rows = len(page.rows)
-        elif not full or not (deep or page.last.time < self._api.started.time):
-            return None
-        onward = Window(window.since, read - 1, key(page.rows[-1]), page.last, total)
-        return (deep and self._next_window(onward)) or onward
+        elif not (is_full and (is_deep or page.last.time < self._api.started.time)):
+            return None  # otherwise it may be a total that the API caps, and no end
+        onward = Window(window.since, read - 1, version(page.rows[-1]), page.last, total)
+        if is_deep and (following := self._next_window(onward)):
+            return following
+        return onward
 
-    def _after_nothing_new(self, total: int, read: int) -> Window | None:
+    def _after_nothing_new(self, page: Page) -> Window | None:
         """The same, after a page with nothing behind its seam: that is the end, unless the API says there is more."""
-        if total <= read:
+        read = self._window.offset + len(page.rows)
+        if page.total <= read:
             return None
         following = self._next_window(self._window) if read else None
         if following is None and read <= 1:
-            raise too_few_users(total, read, self._api.limit)
+            raise too_few_users(page.total, read, self._api.limit)
         if following is None:
-            log.warning(f"The API says {total} users match, but its list ends after {read}. The sync ends there too.")
+            op.warning(f"The API says {page.total} users match, but its list ends after {read}. So does the sync.")
         return following
 
     def _after_broken_seam(self, page: Page) -> Window | None:
-        """Return where to read on after the list moved: from the last user on, where it is certain."""
+        """Return where to read on after the list moved: from the last user on, or the same window again."""
         window = self._window
         self.moved += 1
         if window.last.time >= self._api.started.time:
@@ -672,11 +704,11 @@ class Paging:
         if following:
             return following
         self._seen = self._seen or set()
-        self._barren += 1
-        if self._barren > BARREN_WINDOWS:
+        self._rereads += 1
+        if self._rereads > MOST_REREADS:
             ties = sum(time == window.last.time for _, time in self._seen)
             raise SyncError(
-                f"The list cannot be paged: {BARREN_WINDOWS} times the page at offset {window.offset} did not begin "
+                f"The list cannot be paged: {MOST_REREADS} times the page at offset {window.offset} did not begin "
                 f"with user {window.seam[0]}, the last of the page before, "
                 f"but with {f'user {page.rows[0][ID]}' if page.rows else 'nothing'}. "
                 f"At least {ties} users share {UPDATED_AT} {window.last.text}; the API must give users with one "
@@ -701,11 +733,16 @@ class Paging:
         return following
 
     def _next_window(self, window: Window) -> Window | None:
-        following = window.next(self._lookback)
-        if following:
-            self._seen, self._barren = None, 0
-            self.windows += 1
-        return following
+        """Return the window from the last user on (with a lookback: from a second before), None if that is no later."""
+        since = earlier(window.last, 1) if self._lookback else window.last
+        if window.since and since.time <= window.since.time:
+            return None
+        self._seen, self._rereads = None, 0
+        self.windows += 1
+        return Window(since, total=window.total - window.offset)
+
+    def _full_page(self) -> int:
+        return min(self._page_rows, self._api.limit)
 
 
 def too_few_users(total: int, users: int, limit: int) -> SyncError:
@@ -716,7 +753,7 @@ def too_few_users(total: int, users: int, limit: int) -> SyncError:
     )
 
 
-def key(row: dict) -> tuple:
+def version(row: dict) -> tuple:
     """What tells a user in its present version from all others."""
     return row[ID], row[UPDATED_AT]
 
@@ -780,6 +817,7 @@ def read_state(state: dict) -> Cursor | None:
 
 
 def upsert(page: Page):
+    """Upsert the users of a page. Apart from `update`, as a crash report shows the variables of that."""
     for row in page.rows:
         op.upsert(TABLE, row)
 
@@ -827,7 +865,7 @@ class Progress:
         took, waited = duration(monotonic() - self._began), duration(self._paging.ahead.waited)
         log.info(
             f"Done in {took}, of which {waited} waiting for the API. Users: {self._users:,}, pages: {self._pages:,}, "
-            f"windows: {self._paging.windows:,}, retries: {len(self._api.retries):,}."
+            f"windows: {self._paging.windows:,}, retries: {self._api.retries:,}."
         )
         if self._paging.moved:
             log.info(
@@ -891,7 +929,7 @@ def configuration_form():
 
 def connection_test(configuration: dict):
     """Return whether a first sync would work, or in a sentence why not. Takes `TEST_SECONDS` at most."""
-    check = in_background("connection test", lambda: check_api(read_settings(configuration)), nullcontext())
+    check = in_background("connection test", lambda: check_api(read_settings(configuration)))
     wait([check], timeout=TEST_SECONDS)
     if not check.done():
         return Test.failure(f"The API did not answer within {TEST_SECONDS} s. Check base_url, and that the API is up.")
@@ -902,15 +940,16 @@ def connection_test(configuration: dict):
 
 
 def check_api(settings: Settings):
-    """Ask the API for a small page, the next, and what changed since. Raises `SyncError` if a sync could not work."""
-    api = Api(replace(settings, page_size=min(settings.page_size, TEST_PAGE_SIZE)), tries=1)
+    """Ask the API for a page, the next, and what changed since. Raises `SyncError` if a sync could not work."""
+    api = Api(settings, tries=1)
     try:
-        page = api.fetch(Request(None, 0))
+        page = api.fetch(Request(None, 0))  # of the size that a sync would ask for
         if len(page.rows) < min(page.total, 2):
             raise too_few_users(page.total, len(page.rows), api.limit)
+        api.limit = min(api.limit, TEST_PAGE_SIZE)
         if page.total > len(page.rows):
             following = api.fetch(Request(None, len(page.rows) - 1))
-            if following.rows and key(following.rows[0]) == key(page.rows[0]):
+            if following.rows and version(following.rows[0]) == version(page.rows[0]):
                 raise SyncError("The API returns the same page at every offset: it must heed the parameter `offset`.")
         if page.last:
             since = api.fetch(Request(page.last, 0)).rows
@@ -933,9 +972,9 @@ connector = Connector(update=update, schema=schema, configuration_form=configura
 # How to run one on a laptop: `python connector.py` goes on from files/state.json, as `fivetran debug` does
 
 
-def read_json(path: Path) -> object:
+def load(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows' Notepad may have written it
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} cannot be read: {error}") from None
 
@@ -945,6 +984,6 @@ if __name__ == "__main__":
     state_file = project / "files" / "state.json"
     connector.debug(
         project_path=str(project),
-        configuration=read_json(project / "configuration.json"),
-        state=read_json(state_file) if state_file.exists() else {},
+        configuration=load(project / "configuration.json"),
+        state=load(state_file) if state_file.exists() else {},
     )

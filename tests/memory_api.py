@@ -101,12 +101,12 @@ class MemoryApi:
             self.now += timedelta(seconds=self.seconds_per_request)
             happens = self.before.pop(0) if self.before else None
             fault = happens() if happens else None
-            headers = {"Date": format_datetime(self.now, usegmt=True), "Content-Type": "application/json"}
             answer = fault or self.answers.get(len(self.requests)) or self.at_offset.get(int(parameters["offset"]))
             if answer is None:
                 answer = self.refusal(parameters) or self.page(parameters)
             if callable(answer):
                 answer = answer(self.page(parameters))
+            headers = {"Date": format_datetime(self.now, usegmt=True), "Content-Type": "application/json"}
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, tuple):

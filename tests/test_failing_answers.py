@@ -127,6 +127,18 @@ def test_of_a_large_error_body_200_characters_are_quoted(api, sync):
     assert str(caught.value).count("x") == 200
 
 
+@pytest.mark.parametrize("location", ["http://[::1", "/\udcff"])
+def test_a_redirect_to_what_is_no_address_is_an_error(api, sync, location):
+    api.answers = answer_all((302, {"Location": location}, ""))
+    with pytest.raises(SyncError, match=r"The API cannot be asked: \w+\. Check base_url"):
+        sync()
+
+
+def test_a_date_out_of_range_is_as_good_as_none(api, sync):
+    api.answers = {1: (200, {"Date": "Wed, 03 Apr 99999999999 12:34:56 GMT"}, '{"data": [], "total": 0}')}
+    sync()
+
+
 def test_an_endless_redirect_is_an_error(api, sync):
     api.answers = answer_all((302, {"Location": "https://api.example.com/users"}, ""))
     with pytest.raises(SyncError, match=r"TooManyRedirects\. Check base_url"):
@@ -152,6 +164,7 @@ WRONG = {
     "no time": (with_user(updatedAt=None), "`updatedAt` of user 202 to be an ISO 8601 time, but got nothing"),
     "time as number": (with_user(updatedAt=1700000000), "`updatedAt` of user 202 .* but got 1700000000"),
     "no time at all": (with_user(updatedAt="soon"), "`updatedAt` of user 202 to be an ISO 8601 time, but got 'soon'"),
+    "a long text": (with_user(id=1, updatedAt="x" * 41), "but got a text of 41 characters"),
     "out of year": (with_user(updatedAt="0001-01-01T00:00:00+02:00"), "`updatedAt` of user 202 .* but got '0001"),
     "created when": (with_user(createdAt="soon"), "`createdAt` of user 202 to be an ISO 8601 time, but got 'soon'"),
     "no total": (lambda page: page | {"total": None}, "`total` to be a whole number, 0 or more, but got nothing"),

@@ -25,6 +25,7 @@ def problems(**configuration) -> str:
         ("ftp://api.example.com", "http or https address"),
         ("https:///users", "http or https address with a host"),
         ("https://api.example.com/users#top", "no fragment"),
+        ("https://api.example.com/users?limit=5&offset=", "must not set limit, offset"),
         (" https://api.example.com/users", "no spaces"),
         ("https://api.example.com/my users", "no spaces"),
         ("https://api.example.com/users\n", "no spaces or line breaks"),
@@ -38,7 +39,16 @@ def test_an_unusable_base_url_is_an_error_that_says_why(base_url, says):
     assert says in problems(base_url=base_url)
 
 
-@pytest.mark.parametrize("url", ["https://jo:s3cr3t@example.com/u", "https://jo:s3/cr3t@example.com/u"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://jo:s3cr3t@example.com/u",
+        "https://jo:s3/cr3t@example.com/u",
+        "https://jo:12?s3cr3t@example.com/u",
+        "https:jo:s3#cr3t@example.com/u",
+        "jo:s3cr3t@example.com/u",
+    ],
+)
 def test_credentials_in_base_url_are_refused_and_not_shown(url):
     message = problems(base_url=url)
     assert "s3" not in message
@@ -136,6 +146,7 @@ def test_the_key_is_not_sent_to_another_host_on_a_redirect(sync):
     ("base_url", "warned"),
     [
         ("http://api.example.com/users", True),
+        ("HTTP://api.example.com/users", True),
         ("https://api.example.com/users", False),
         ("http://127.0.0.1:5001/users", False),
         ("http://localhost:5001/users", False),
@@ -164,6 +175,7 @@ def test_the_key_is_nowhere_in_what_a_working_sync_says_or_stores(api, sync, cap
         (401, {}, f"bad key {KEY}"),
         (400, {}, f'{{"error": "limit and key {KEY}"}}'),
         (418, {}, f"bad key {KEY}"),
+        (400, {}, "x" * (200 - len(KEY) // 2) + KEY),
         (503, {"Retry-After": "9999"}, KEY),
         (200, {"Content-Type": f"text/{KEY}"}, KEY),
         (200, {}, f'{{"data": [], "total": "{KEY}"}}'),
@@ -175,7 +187,13 @@ def test_the_key_is_nowhere_in_what_a_failing_sync_says(api, sync, capsys, answe
     with pytest.raises(SyncError) as caught:
         sync(api_key=KEY)
     captured = capsys.readouterr()
-    assert KEY not in captured.out + captured.err + repr(caught.getrepr(showlocals=False)) + str(caught.value)
+    assert KEY[:4] not in captured.out + captured.err + repr(caught.getrepr(showlocals=False)) + str(caught.value)
+
+
+def test_a_query_in_base_url_is_not_quoted_from_an_answer(api, sync):
+    api.answers = {1: (400, {}, f"bad request: /users?token={KEY}")}
+    with pytest.raises(SyncError, match=r"token=\*\*\*"):
+        sync(base_url=f"{URL}?token={KEY}")
 
 
 def test_neither_settings_nor_pages_show_what_is_not_to_be_seen():
