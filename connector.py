@@ -55,9 +55,7 @@ MOST_REREADS = 5  # how often a window may be read again without bringing anythi
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces of an answer
 TRIES = 6  # for each page
-LONGEST_WAIT = (
-    600  # seconds: no try of a page begins later than that after its first, and no API may ask to wait longer
-)
+LONGEST_WAIT = 600  # seconds an API may ask to wait, and from the first try of a page to its last
 CAREFUL_PAGES = 50  # how many pages to ask for one at a time, after an API asked to wait
 RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 RETRIED_ERRORS = (
@@ -240,12 +238,10 @@ class Api:
         connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
         self._session.mount("http://", connections)
         self._session.mount("https://", connections)
-        backoff = tenacity.wait_exponential_jitter(max=60)
+        self._backoff = tenacity.wait_exponential_jitter(max=60)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=lambda attempt: (
-                backoff(attempt) if error_of(attempt).retry_after is None else error_of(attempt).retry_after
-            ),
+            wait=self._wait,
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(LONGEST_WAIT + 1),
             sleep=tenacity.sleep_using_event(self.closed),
             before_sleep=self._announce_wait,
@@ -310,7 +306,7 @@ class Api:
         except (requests.RequestException, ValueError) as error:  # such as a redirect to what is no address
             raise SyncError(f"The API cannot be asked: {type(error).__name__}. Check base_url.") from None
         if self.started is None:
-            # not later than the moment it was sent: what the page shows may be older than its Date
+            # when the request was sent, at the latest: what the page shows may be older than its Date
             self.started = Cursor.at(server_time(response) - response.elapsed)
         try:
             check_status(response, request.offset, self._hide_secrets)
@@ -334,6 +330,10 @@ class Api:
         if self.settings.api_key:
             request.headers["Authorization"] = f"Bearer {self.settings.api_key}"
         return request
+
+    def _wait(self, attempt: tenacity.RetryCallState) -> float:
+        asked = error_of(attempt).retry_after
+        return self._backoff(attempt) if asked is None else asked
 
     def _announce_wait(self, attempt: tenacity.RetryCallState):
         if self.closed.is_set():
@@ -780,6 +780,13 @@ def update(configuration: dict, state: dict):
 
     Raises `SyncError` if something is wrong that only a person can mend. The state is then that of the last page.
     """
+    try:
+        sync(configuration, state)
+    except SyncError as error:
+        raise SyncError(str(error)) from None  # it says what is wrong: its traceback would only add people's data
+
+
+def sync(configuration: dict, state: dict):
     settings = read_settings(configuration)
     cursor = read_state(state)
     for warning in warnings_about(configuration, settings):
@@ -794,8 +801,6 @@ def update(configuration: dict, state: dict):
             if cursor:
                 op.checkpoint({"last_updated_at": cursor.text})
             progress.report(page)
-    except SyncError as error:
-        raise SyncError(str(error)) from None  # it says what is wrong: its traceback would only add people's data
     finally:
         paging.ahead.expect([])
         api.close()
@@ -817,7 +822,7 @@ def read_state(state: dict) -> Cursor | None:
 
 
 def upsert(page: Page):
-    """Upsert the users of a page. Apart from `update`, as a crash report shows the variables of that."""
+    """Upsert the users of a page. Apart from `sync`, whose variables a crash report may show."""
     for row in page.rows:
         op.upsert(TABLE, row)
 
@@ -884,45 +889,36 @@ def duration(seconds: float) -> str:
 # How it is set up
 
 
+FORM = {  # of each setting: its label, and what to say of it
+    "base_url": ("Address of the API", "The address that lists the users, without the parameters this connector adds."),
+    "api_key": ("API key", "Sent as `Authorization: Bearer`. Leave it empty if the API needs none."),
+    "page_size": ("Users per page", "More make fewer requests. A size that the API refuses is halved until it fits."),
+    "parallel_requests": (
+        "Requests at a time",
+        "More help where the API answers slowly, if its rate limit allows them.",
+    ),
+    "lookback_seconds": (
+        "Seconds to look back",
+        "Reads that much before the last sync again: for APIs that show changes late. Set it to 1 if `updated_since` "
+        "leaves out users updated at that very second.",
+    ),
+}
+
+
 def configuration_form():
     """Return the setup form, which Fivetran shows and `fivetran configuration` asks in the terminal."""
     form = ConfigurationForm()
-    form.add_field(
-        form_field.TextField(
-            "base_url",
-            "Address of the API",
-            description="The address that lists the users, without the parameters this connector adds.",
-            placeholder="https://api.example.com/users",
-            required=True,
+    for name, (label, description) in FORM.items():
+        kind = form_field.TextField.password if name == "api_key" else form_field.TextField.plain_text
+        placeholder = "https://api.example.com/users" if name == "base_url" else None
+        if name in NUMBERS:
+            lowest, highest, default = NUMBERS[name]
+            description += f" From {lowest:,} to {highest:,}; empty for {default}."
+            placeholder = str(default)
+        required = name == "base_url"
+        form.add_field(
+            form_field.TextField(name, label, kind, description=description, required=required, placeholder=placeholder)
         )
-    )
-    form.add_field(
-        form_field.TextField(
-            "api_key",
-            "API key",
-            form_field.TextField.password,
-            description="Sent as `Authorization: Bearer`. Leave it empty if the API needs none.",
-        )
-    )
-    hints = {
-        "page_size": (
-            "Users per page",
-            "More make fewer requests. A size that the API refuses is halved until it fits.",
-        ),
-        "parallel_requests": (
-            "Requests at a time",
-            "More help where the API answers slowly, if its rate limit allows.",
-        ),
-        "lookback_seconds": (
-            "Seconds to look back",
-            "Reads that much before the last sync again. For APIs that show changes late; 1 if `updated_since` leaves "
-            "out users updated at that very second.",
-        ),
-    }
-    for name, (label, description) in hints.items():
-        lowest, highest, default = NUMBERS[name]
-        description = f"{description} From {lowest:,} to {highest:,}; empty for {default}."
-        form.add_field(form_field.TextField(name, label, description=description, placeholder=str(default)))
     form.add_test(label="Read a page of users", func=connection_test)
     return form
 
