@@ -104,7 +104,7 @@ class Settings:
 
 
 NUMBERS = {  # lowest, highest, default
-    "page_size": (2, 10_000, 100),
+    "page_size": (1, 10_000, 100),
     "parallel_requests": (1, 16, 4),
     "lookback_seconds": (0, 31_536_000, 0),
 }
@@ -223,7 +223,7 @@ class Api:
 
     def __init__(self, settings: Settings, tries: int = TRIES):
         self.settings = settings
-        self.limit = settings.page_size  # users to ask for; less once the API has refused that many
+        self.limit = max(settings.page_size, 2)  # users to ask for (pages overlap by one); less once that is refused
         self.started = None  # a Cursor: what the API's clock said when the sync began
         self.retries = 0
         self.closed = Event()
@@ -611,7 +611,7 @@ class Paging:
         self._lookback = api.settings.lookback_seconds
         self._window = Window(earlier(cursor, self._lookback) if cursor and self._lookback else cursor)
         self._window_rows = WINDOW_ROWS
-        self._page_rows = api.settings.page_size  # users on a full page: some APIs give fewer than asked
+        self._page_rows = api.limit  # users on a full page: some APIs give fewer than asked
         self._seen = None  # the users of a window that is read again
         self._rereads = 0  # how often it was, since it last brought one that is new
         self.windows = 1

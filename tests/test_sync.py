@@ -93,6 +93,12 @@ def test_the_state_has_one_key_and_the_value_is_the_apis_own_string(api, sync):
     assert sync().state == {"last_updated_at": "2024-01-15T10:30:00.1234567+02:00"}
 
 
+def test_a_page_size_of_1_is_taken_as_2_since_pages_overlap_by_a_user(api, sync):
+    api.add(5)
+    assert list(sync(page_size="1").table) == list(api.users)
+    assert {request["limit"] for request in api.requests} == {"2"}
+
+
 def test_a_page_size_the_api_refuses_is_halved_until_it_is_taken(api, sync, capsys):
     api.add(120)
     api.limit_max = 30
