@@ -1,7 +1,8 @@
 """Measures the connector against the plain loop, and against the floor: the same rows written with no API at all.
 
 Run it by hand: `python tests/benchmark.py`. Each run is a process of its own, against an API on loopback in another,
-and the contenders take turns. It prints medians, and the ratios to the plain loop and to the floor.
+and the contenders take turns. It prints medians, and the ratios to the plain loop and to the floor. With `row` it
+prints instead what a row costs the connector itself, and the SDK.
 """
 
 import argparse
@@ -153,6 +154,38 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def show_row_cost(count: int):
+    """Print what a user costs the connector itself, from parsed JSON to row, and what the same row costs the SDK."""
+    sys.path.insert(0, str(PROJECT))
+    import sdk
+    from fivetran_connector_sdk import Connector
+    from fivetran_connector_sdk import Operations as op
+
+    import connector as ours
+
+    users = make_users(count)
+    answers = [{"data": users[at : at + PAGE_SIZE], "total": count} for at in range(0, count, PAGE_SIZE)]
+    seconds = {}
+
+    def update(configuration: dict, state: dict):
+        began = time.process_time()
+        pages = [ours.to_page(answer, ours.Request(None, 0)) for answer in answers]
+        seconds["connector"] = time.process_time() - began
+        began = time.process_time()
+        for page in pages:
+            for row in page.rows:
+                op.upsert("user", row)
+        seconds["SDK"] = time.process_time() - began
+
+    with tempfile.TemporaryDirectory() as folder:
+        sdk.run(Connector(update=update, schema=ours.schema), Path(folder), {})
+    share = seconds["connector"] / seconds["SDK"]
+    print(
+        f"A row costs the connector {seconds['connector'] / count * 1e6:.1f} us and an upsert of the SDK "
+        f"{seconds['SDK'] / count * 1e6:.1f} us, {share:.3f} of it"
+    )
+
+
 # The comparison
 
 
@@ -233,7 +266,7 @@ def draw(results: dict, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["compare", "serve", "run"], default="compare")
+    parser.add_argument("command", nargs="?", choices=["compare", "row", "serve", "run"], default="compare")
     parser.add_argument("contender", nargs="?", choices=CONTENDERS)
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=3, help="of each contender at each delay (default 3)")
@@ -246,6 +279,8 @@ def main():
     options = parser.parse_args()
     if options.command == "serve":
         serve(options.users, options.delay[0] / 1000)
+    elif options.command == "row":
+        show_row_cost(options.users)
     elif options.command == "run":
         run(options.contender, options.users, options.url)
     else:

@@ -138,8 +138,7 @@ def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(ap
     assert len(sync(page_size="5", parallel_requests=str(parallel)).table) == 600
 
 
-def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monkeypatch, sync):
-    monkeypatch.undo()
+def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monkeypatch):
     monkeypatch.setattr(connector, "op", destination)
     monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
     api.add(300)
@@ -153,6 +152,6 @@ def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monke
             assert not thread.is_alive()
 
 
-def test_two_hundred_tied_pages_are_read_ahead_too(api, sync):
+def test_users_with_one_time_are_read_ahead_too(api, sync):
     api.add(1000, updated_at=EPOCH + timedelta(days=1))
     assert len(sync(page_size="6", parallel_requests="8").table) == 1000

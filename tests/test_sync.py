@@ -137,6 +137,19 @@ def test_what_is_no_text_in_a_string_column_is_stored_as_json(api, sync, value, 
     assert sync().table["1"]["address"] == stored
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "text/html; charset=iso-8859-1", ""])
+def test_json_is_read_as_utf_8_whatever_type_the_api_says_it_has(api, sync, content_type):
+    body = '{"data": [{"id": "1", "name": "Zo\u00eb", "updatedAt": "2024-01-15T10:30:00Z"}], "total": 1}'
+    api.answers = {1: (200, {"Content-Type": content_type}, body)}
+    assert sync().table["1"]["name"] == "Zo\u00eb"
+
+
+def test_half_an_emoji_which_is_no_utf_8_is_replaced(api, sync):
+    body = '{"data": [{"id": "1", "name": "Jo \\ud83d\\ude00 \\ud83d", "updatedAt": "2024-01-15"}], "total": 1}'
+    api.answers = {1: (200, {}, body)}
+    assert sync().table["1"]["name"] == "Jo \U0001f600 ?"
+
+
 def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, sync):
     api.add(1, createdAt=None)
     row = sync().table["1"]
