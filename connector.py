@@ -623,11 +623,11 @@ class Paging:
         While a page is written, those after it arrive. As many as may be in flight are also looked at before they are
         due, so that the next window is asked for before this one is written.
         """
-        ready = deque()
+        ready, most = deque(), self._api.settings.parallel_requests
         try:
             for page in self._unbroken():
                 ready.append(page)
-                while ready and not (self.ahead.has_next() and len(ready) < self._api.settings.parallel_requests):
+                while ready and (len(ready) == most or not self.ahead.has_next()):
                     yield ready.popleft()
         except SyncError:
             yield from ready

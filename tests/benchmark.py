@@ -157,11 +157,11 @@ def peak_memory() -> float:
 def show_row_cost(count: int):
     """Print what a user costs the connector itself, from parsed JSON to row, and what the same row costs the SDK."""
     sys.path.insert(0, str(PROJECT))
-    import sdk
     from fivetran_connector_sdk import Connector
     from fivetran_connector_sdk import Operations as op
 
     import connector as ours
+    import sdk
 
     users = make_users(count)
     answers = [{"data": users[at : at + PAGE_SIZE], "total": count} for at in range(0, count, PAGE_SIZE)]
