@@ -869,7 +869,7 @@ class Progress:
         """Say what was done."""
         took, waited = duration(monotonic() - self._began), duration(self._paging.ahead.waited)
         log.info(
-            f"Done in {took}, of which {waited} waiting for the API. Users: {self._users:,}, pages: {self._pages:,}, "
+            f"Done in {took}, of which {waited} waiting for the API. Upserts: {self._users:,}, pages: {self._pages:,}, "
             f"windows: {self._paging.windows:,}, retries: {self._api.retries:,}."
         )
         if self._paging.moved:

@@ -79,7 +79,9 @@ def debug(folder: Path) -> bool:
         shown = True
         for line in process.stdout:
             if re.match(r"\d\d:\d\d:\d\d", line):  # where a message starts; the rest of it is indented
-                shown = "pipreqs failed with error" not in line  # a long traceback, only because there is no network
+                shown = "pipreqs failed with error" not in line
+                if not shown:
+                    print("   (there is no network to look dependencies up; the sync needs none)")
             if shown:
                 print(f"   {line}", end="", flush=True)
         print()

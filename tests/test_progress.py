@@ -17,7 +17,7 @@ def test_the_log_says_what_will_be_read_and_what_was_done(api, sync, capsys):
     sync()
     first, last = lines(capsys)
     assert first == "Reading all users from api.example.com."
-    assert last == ("Done in 0 s, of which 0 s waiting for the API. Users: 250, pages: 3, windows: 1, retries: 0.")
+    assert last == ("Done in 0 s, of which 0 s waiting for the API. Upserts: 250, pages: 3, windows: 1, retries: 0.")
     sync(lookback_seconds="60")
     assert lines(capsys)[0] == (
         f"Reading the users updated since {timestamp(EPOCH + timedelta(seconds=250))}, less 60 s from api.example.com."
@@ -34,7 +34,7 @@ def test_every_ten_seconds_the_log_says_how_far_the_sync_is(api, sync, destinati
     assert first == "298 of 1,000 users (29 %), updated up to 2024-01-01T00:04:58Z, about 28 s left."
     assert second == "595 of 1,000 users (59 %), updated up to 2024-01-01T00:09:55Z, about 16 s left."
     assert third.startswith("892 of 1,000 users (89 %)")
-    assert last.startswith("Done in 44 s, of which 0 s waiting for the API. Users: 1,000, pages: 11,")
+    assert last.startswith("Done in 44 s, of which 0 s waiting for the API. Upserts: 1,000, pages: 11,")
 
 
 def test_waits_and_retries_are_counted(api, sync, capsys):
