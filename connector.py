@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event, RLock, Semaphore, Thread
 from time import monotonic
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote_plus, urlsplit
 
 import requests
 import tenacity
@@ -53,9 +53,9 @@ TIME_COLUMNS = [name for name, kind in COLUMNS.items() if kind == "UTC_DATETIME"
 WINDOW_ROWS = 10_000  # how deep offsets go before paging starts again at the cursor; many APIs refuse deeper ones
 MOST_REREADS = 5  # how often a window may be read again without bringing anything new
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the second between two pieces of an answer
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each piece of an answer, not for all of it
 TRIES = 6  # for each page
-LONGEST_WAIT = 600  # seconds an API may ask to wait, and from the first try of a page to its last
+LONGEST_WAIT = 600  # seconds: the longest Retry-After that is obeyed, and the most from a page's first try to its last
 CAREFUL_PAGES = 50  # how many pages to ask for one at a time, after an API asked to wait
 RETRIED_STATUSES = {408, 429, 500, 502, 503, 504}
 RETRIED_ERRORS = (
@@ -66,7 +66,7 @@ RETRIED_ERRORS = (
 )
 
 PROGRESS_SECONDS = 10  # between two lines that say how far a sync is
-TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # how long the connection test may take; users on all its pages but the first
+TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # how long the connection test may take; the page size of its later requests
 
 
 class SyncError(Exception):
@@ -130,12 +130,14 @@ def problem_with(name: str, value: str) -> str | None:
     if value.startswith("fivetran_encrypted:"):
         return f"{name} is still encrypted: run `fivetran debug`, which decrypts it, and not `python connector.py`."
     if re.fullmatch("<.*>", value):
-        return f"{name} is a placeholder: replace it by a value of your own."
+        return f"{name} is a placeholder: replace it with a value of your own."
     if name == "base_url":
         return problem_with_url(value)
     if name == "api_key":
         fine = all("!" <= character <= "~" for character in value)
-        return None if fine else "api_key has a space, a line break or another character that no key has: copy it anew."
+        return (
+            None if fine else "api_key has a space, a line break or another character that no key has: copy it again."
+        )
     lowest, highest, default = NUMBERS[name]
     if not value or (re.fullmatch("[0-9]{1,9}", value) and lowest <= int(value) <= highest):
         return None
@@ -230,9 +232,9 @@ class Api:
         self._tries = tries
         self._has_given_pages = False
         self._resume_at = 0.0  # on the monotonic clock: when the API, which asked to wait, may be asked again
-        self._careful_pages = 0  # how many to ask for one at a time, since it did
+        self._careful_pages = 0  # how many pages are still to be asked for one at a time, since it did
         self._one_at_a_time = RLock()
-        self._secrets = [settings.api_key, *(value for _, value in parse_qsl(urlsplit(settings.base_url).query))]
+        self._secrets = secrets_of(settings)
         self._session = requests.Session()
         self._session.auth = self._authorize
         connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
@@ -254,14 +256,16 @@ class Api:
         self._session.close()
 
     def fetch(self, request: Request) -> Page:
-        """Ask for a page, as often as it may be tried. While the API refuses the size of the very first, halve it.
+        """Ask for a page, as often as it may be tried.
+
+        If the API refuses the page size before it has given any page, halve it and ask again.
 
         Raises `Refused` if the API does not take the request, and `SyncError` if there is no page to be had.
         """
         while True:
             try:
                 with ExitStack() as turn:
-                    page = self._retrying(self._try, request, turn)
+                    page = self._retrying(self._try_once, request, turn)
             except Refused as refusal:
                 if self._has_given_pages or "limit" not in str(refusal).lower():
                     raise
@@ -274,10 +278,10 @@ class Api:
                 self._has_given_pages = True
                 return page
 
-    def _try(self, request: Request, turn: ExitStack) -> Page:
+    def _try_once(self, request: Request, turn: ExitStack) -> Page:
         if self._careful_pages:
-            # All that waited would ask together again, and all but one be refused, until one was six times. So a page
-            # keeps its turn until it is there.
+            # If all pages that wait asked again at once, the API might refuse all but one, and some page six times. So
+            # one page at a time asks, and keeps its turn until it is there (each try enters again: an RLock).
             turn.enter_context(self._one_at_a_time)
         while (seconds := self._resume_at - monotonic()) > 0 and not self.closed.is_set():
             self.closed.wait(seconds)
@@ -306,7 +310,7 @@ class Api:
         except (requests.RequestException, ValueError) as error:  # such as a redirect to what is no address
             raise SyncError(f"The API cannot be asked: {type(error).__name__}. Check base_url.") from None
         if self.started is None:
-            # when the request was sent, at the latest: what the page shows may be older than its Date
+            # no later than when the request was sent: the page may be older than its Date
             self.started = Cursor.at(server_time(response) - response.elapsed)
         try:
             check_status(response, request.offset, self._hide_secrets)
@@ -318,8 +322,7 @@ class Api:
     def _hide_secrets(self, text: str) -> str:
         """Return a text without the secrets that an answer it quotes may repeat."""
         for secret in self._secrets:
-            if len(secret) > 3:
-                text = text.replace(secret, "***")
+            text = text.replace(secret, "***")
         return text
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -348,10 +351,19 @@ class Api:
         message = f"The API gave no page at offset {attempt.args[0].offset}: {error_of(attempt)}."
         if self._tries > 1:
             message += (
-                f" It was asked {attempt.attempt_number} times in {attempt.seconds_since_start:.0f} s. Nothing is lost:"
-                " the next sync goes on from the last checkpoint."
+                f" Tries: {attempt.attempt_number}, in {attempt.seconds_since_start:.0f} s. Nothing is lost: the next "
+                "sync goes on from the last checkpoint."
             )
         raise SyncError(message)
+
+
+def secrets_of(settings: Settings) -> list:
+    """Return what must not be quoted from an answer, longest first: the key and the query, in all their forms."""
+    parts = re.split("[&=]", urlsplit(settings.base_url).query)
+    secrets = {settings.api_key} | {secret for part in parts for secret in (part, unquote_plus(part)) if len(part) > 7}
+    forms = {form for secret in secrets for form in (secret, quote_plus(secret), quote(secret, safe=""))}
+    forms |= {form.replace("/", "\\/") for form in forms}  # as some write JSON
+    return sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
 
 
 def error_of(attempt: tenacity.RetryCallState) -> Unavailable:
@@ -381,7 +393,7 @@ def in_words(error: requests.RequestException, host: str) -> str:
 def check_status(response: requests.Response, offset: int, hide: Callable[[str], str]):
     """Return if the status is a success. Raises `Unavailable`, `Refused` or `SyncError` if it is not.
 
-    What is quoted of the body, `hide` takes the secrets from.
+    `hide` removes secrets from the part of the body that is quoted.
     """
     status = f"HTTP {response.status_code} {response.reason or ''}".strip()
     if response.status_code in RETRIED_STATUSES:
@@ -408,7 +420,7 @@ def read_json(response: requests.Response) -> object:
     body = response.content
     try:
         answer = json.loads(body)  # not response.json(), which takes text/* for Latin-1
-        if rb"\ud" in body.lower():  # half of an emoji, of which something kept the other, is no UTF-8
+        if rb"\ud" in body.lower():  # half an emoji (a lone surrogate) cannot be encoded as UTF-8: make it a `?`
             answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
         return answer
     except (ValueError, RecursionError):
@@ -441,7 +453,7 @@ def http_date(text: str) -> datetime | None:
 
 
 def to_page(answer: object, request: Request) -> Page:
-    """Check an answer of the API and turn it into a `Page`. Raises `SyncError` if the README asks for another."""
+    """Check an answer of the API and turn it into a `Page`. Raises `SyncError` if it is not as the README says."""
     if not isinstance(answer, dict):
         raise unreadable(request, "a JSON object", answer)
     data, total, offset = answer.get("data"), answer.get("total"), answer.get("offset", request.offset)
@@ -477,7 +489,7 @@ def to_row(user: object, request: Request) -> dict:
         raise unreadable(request, "each user to be a JSON object", user)
     row = dict(user)
     if type(row.get(ID)) not in (str, int):
-        raise unreadable(request, f"`{ID}` of each user to be a text or a whole number", row.get(ID))
+        raise unreadable(request, f"`{ID}` of each user to be a string or a whole number", row.get(ID))
     for name in TIME_COLUMNS:
         if row.get(name) is not None or name == UPDATED_AT:
             try:
@@ -503,7 +515,7 @@ def shown(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
     if isinstance(value, str) and len(value) > 40:
-        return f"a text of {len(value)} characters"
+        return f"a string of {len(value)} characters"
     return "nothing" if value is None else repr(value)
 
 
@@ -528,7 +540,7 @@ def parse_time(text: str) -> datetime:
     time = datetime.fromisoformat(
         f"{year}-{month}-{day}T{hour}:{minute}:{second}.{fraction[:6]:0<6}{zone:+>3}:{zone_minute}"
     )
-    return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)
+    return time.astimezone(timezone.utc)
 
 
 # How pages are asked for ahead
@@ -553,8 +565,8 @@ class ReadAhead:
 
     def has_next(self) -> bool:
         """Return whether the next page is there already."""
-        following = next(iter(self._in_flight.values()), None)
-        return following is not None and following.done()
+        future = next(iter(self._in_flight.values()), None)
+        return future is not None and future.done()
 
     def get(self, request: Request) -> Page:
         """Wait for a page. Raises what `Api.fetch` does."""
@@ -598,7 +610,7 @@ class Window(NamedTuple):
     offset: int = 0  # of the next page
     seam: tuple | None = None  # the last user so far, which the next page must begin with
     last: Cursor | None = None  # where that user stands
-    total: int = 0  # users in the window, as its first page says; before that, how many there must be
+    total: int = 0  # users in the window, as its first page says; before that, as the window before lets expect
 
 
 class Paging:
@@ -612,22 +624,23 @@ class Paging:
         self._window = Window(earlier(cursor, self._lookback) if cursor and self._lookback else cursor)
         self._window_rows = WINDOW_ROWS
         self._page_rows = api.limit  # users on a full page: some APIs give fewer than asked
-        self._seen = None  # the users of a window that is read again
-        self._rereads = 0  # how often it was, since it last brought one that is new
+        self._seen = None  # what came since a window was first read again; None if it was not
+        self._rereads = 0  # how often it was, since anything new came
         self.windows = 1
         self.moved = 0  # how often a seam was broken
 
     def pages(self) -> Iterator[Page]:
         """Yield pages with all users. Raises `SyncError` if the API does not let them be read without a gap.
 
-        While a page is written, those after it arrive. As many as may be in flight are also looked at before they are
-        due, so that the next window is asked for before this one is written.
+        While a page is written, those after it arrive. Up to `parallel_requests` of them are checked before they are
+        yielded, so that the next window is asked for before this one is written.
         """
-        ready, most = deque(), self._api.settings.parallel_requests
+        ready = deque()
+        most_ready = self._api.settings.parallel_requests
         try:
             for page in self._unbroken():
                 ready.append(page)
-                while ready and (len(ready) == most or not self.ahead.has_next()):
+                while ready and (len(ready) == most_ready or not self.ahead.has_next()):
                     yield ready.popleft()
         except SyncError:
             yield from ready
@@ -641,27 +654,31 @@ class Paging:
                 page = self.ahead.get(Request(window.since, window.offset))
             except Refused as refusal:
                 self._window = self._after_refusal(refusal)
+                self.ahead.expect(self._requests_to_come())
                 continue
             # The seam: each page overlaps the one before by a user. Users only ever leave from in front of it, for the
             # end of the list, and never join there. So if that user is where it was, nothing in front of it has moved
             # between the two requests, whichever the API answered first, and the rest of the page is new.
             if window.seam and (not page.rows or version(page.rows[0]) != window.seam):
                 self._window = self._after_broken_seam(page)
+                self.ahead.expect(self._requests_to_come())
                 continue
             new = page.rows[1:] if window.seam else page.rows
             self._window = self._after(page) if new else self._after_nothing_new(page)
             self.ahead.expect(self._requests_to_come())
+            # less one for the user of the seam, who is counted on both sides
             remaining = max(self._window.total - self._window.offset - 1, 0) if self._window else 0
             yield replace(page, rows=new, remaining=remaining)
 
     def _requests_to_come(self) -> Iterator[Request]:
         """Yield the requests for the pages that must follow, as far as the total of the window tells."""
-        if self._window:
-            since, offset, _, _, total = self._window
-            yield Request(since, offset)
-            step = max(self._full_page() - 1, 1)
-            while (offset := offset + step) < min(total - 1, self._window_rows - self._api.limit + 1):
-                yield Request(since, offset)
+        window = self._window
+        if window:
+            yield Request(window.since, window.offset)
+            step = max(self._full_page() - 1, 1)  # the last user of a page is the first of the next
+            end = min(window.total - 1, self._window_rows - self._api.limit + 1)
+            for offset in range(window.offset + step, end, step):
+                yield Request(window.since, offset)
 
     def _after(self, page: Page) -> Window | None:
         """Return where to read on after a page, None at the end of the list."""
@@ -683,15 +700,15 @@ class Paging:
         return onward
 
     def _after_nothing_new(self, page: Page) -> Window | None:
-        """The same, after a page with nothing behind its seam: that is the end, unless the API says there is more."""
+        """Return where to read on after a page with nothing new: None, unless the API says that there is more."""
         read = self._window.offset + len(page.rows)
         if page.total <= read:
             return None
         following = self._next_window(self._window) if read else None
-        if following is None and read <= 1:
-            raise too_few_users(page.total, read, self._api.limit)
         if following is None:
-            op.warning(f"The API says {page.total} users match, but its list ends after {read}. So does the sync.")
+            if read <= 1:
+                raise too_few_users(page.total, read, self._api.limit)
+            op.warning(f"The API says {page.total} users match, but its list ends after {read}. The sync ends there.")
         return following
 
     def _after_broken_seam(self, page: Page) -> Window | None:
@@ -708,9 +725,9 @@ class Paging:
         if self._rereads > MOST_REREADS:
             ties = sum(time == window.last.time for _, time in self._seen)
             raise SyncError(
-                f"The list cannot be paged: {MOST_REREADS} times the page at offset {window.offset} did not begin "
-                f"with user {window.seam[0]}, the last of the page before, "
-                f"but with {f'user {page.rows[0][ID]}' if page.rows else 'nothing'}. "
+                f"The list cannot be paged: read again {MOST_REREADS} times, it brought nothing new. The page at "
+                f"offset {window.offset} should begin with user {window.seam[0]}, the last of the page before, but "
+                f"begins with {f'user {page.rows[0][ID]}' if page.rows else 'nothing'}. "
                 f"At least {ties} users share {UPDATED_AT} {window.last.text}; the API must give users with one "
                 "time in an order that stays, such as by id, and must heed offset. Where neither can be had, set "
                 "page_size above the number of users that share a time."
@@ -733,7 +750,10 @@ class Paging:
         return following
 
     def _next_window(self, window: Window) -> Window | None:
-        """Return the window from the last user on (with a lookback: from a second before), None if that is no later."""
+        """Return the window from the last user on, None if that is no later.
+
+        With a lookback it begins a second before: the filter may be exclusive, and leave that user out.
+        """
         since = earlier(window.last, 1) if self._lookback else window.last
         if window.since and since.time <= window.since.time:
             return None
@@ -778,12 +798,13 @@ def schema(configuration: dict):
 def update(configuration: dict, state: dict):
     """Upsert every user updated since the last sync, and checkpoint after every page how far it came.
 
-    Raises `SyncError` if something is wrong that only a person can mend. The state is then that of the last page.
+    Raises `SyncError` if something is wrong that only a person can fix. The state is then that of the last page.
     """
     try:
         sync(configuration, state)
     except SyncError as error:
-        raise SyncError(str(error)) from None  # it says what is wrong: its traceback would only add people's data
+        # raised anew: it says what is wrong, to which its traceback would only add people's data in a crash report
+        raise SyncError(str(error)) from None
 
 
 def sync(configuration: dict, state: dict):
@@ -802,7 +823,6 @@ def sync(configuration: dict, state: dict):
                 op.checkpoint({"last_updated_at": cursor.text})
             progress.report(page)
     finally:
-        paging.ahead.expect([])
         api.close()
     progress.summarize()
 
@@ -822,7 +842,7 @@ def read_state(state: dict) -> Cursor | None:
 
 
 def upsert(page: Page):
-    """Upsert the users of a page. Apart from `sync`, whose variables a crash report may show."""
+    """Upsert the users of a page. Its own function, to keep them from what a crash report shows of `sync`."""
     for row in page.rows:
         op.upsert(TABLE, row)
 
@@ -943,10 +963,16 @@ def check_api(settings: Settings):
         if len(page.rows) < min(page.total, 2):
             raise too_few_users(page.total, len(page.rows), api.limit)
         api.limit = min(api.limit, TEST_PAGE_SIZE)
-        if page.total > len(page.rows):
-            following = api.fetch(Request(None, len(page.rows) - 1))
-            if following.rows and version(following.rows[0]) == version(page.rows[0]):
+        if page.rows:
+            second = api.fetch(Request(None, len(page.rows) - 1))
+            first_again, *more = map(version, second.rows or page.rows[-1:])
+            if page.total > len(page.rows) and first_again == version(page.rows[0]):
                 raise SyncError("The API returns the same page at every offset: it must heed the parameter `offset`.")
+            if page.total <= len(page.rows) and first_again == version(page.rows[-1]) and more:
+                raise SyncError(
+                    f"The API says that {page.total} users match, but has more: `total` must count all that match, and "
+                    "not only those of a page."
+                )
         if page.last:
             since = api.fetch(Request(page.last, 0)).rows
             if since and since[0][UPDATED_AT] <= page.last.time - timedelta(seconds=1):

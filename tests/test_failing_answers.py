@@ -42,9 +42,7 @@ def test_a_page_that_fails_is_tried_again(api, sync, clock, answer):
 
 def test_a_page_is_tried_six_times_with_growing_waits_that_jitter(api, sync, clock):
     api.answers = answer_all((503, {}, ""))
-    with pytest.raises(
-        SyncError, match=r"no page at offset 0: HTTP 503 Service Unavailable\. It was asked 6 times in \d+ s"
-    ):
+    with pytest.raises(SyncError, match=r"no page at offset 0: HTTP 503 Service Unavailable\. Tries: 6, in \d+ s"):
         sync()
     assert len(api.requests) == 6
     for wait, (least, most) in zip(clock.waits, [(1, 2), (2, 3), (4, 5), (8, 9), (16, 17)], strict=True):
@@ -54,7 +52,7 @@ def test_a_page_is_tried_six_times_with_growing_waits_that_jitter(api, sync, clo
 
 def test_a_page_is_not_tried_for_longer_than_ten_minutes(api, sync, clock):
     api.answers = answer_all((429, {"Retry-After": "250"}, ""))
-    with pytest.raises(SyncError, match=r"HTTP 429 Too Many Requests\. It was asked 3 times in 500 s"):
+    with pytest.raises(SyncError, match=r"HTTP 429 Too Many Requests\. Tries: 3, in 500 s"):
         sync()
 
 
@@ -159,12 +157,12 @@ WRONG = {
     "no data": (lambda page: {"total": 250}, "`data` to be a list of users, but got nothing"),
     "data as object": (lambda page: page | {"data": {"id": 1}}, "`data` to be a list of users, but got an object"),
     "user as text": (lambda page: page | {"data": ["User 1"]}, "each user to be a JSON object, but got 'User 1'"),
-    "no id": (with_user(id=None), "`id` of each user to be a text or a whole number, but got nothing"),
-    "id as object": (with_user(id={}), "`id` of each user to be a text or a whole number, but got an object"),
+    "no id": (with_user(id=None), "`id` of each user to be a string or a whole number, but got nothing"),
+    "id as object": (with_user(id={}), "`id` of each user to be a string or a whole number, but got an object"),
     "no time": (with_user(updatedAt=None), "`updatedAt` of user 202 to be an ISO 8601 time, but got nothing"),
     "time as number": (with_user(updatedAt=1700000000), "`updatedAt` of user 202 .* but got 1700000000"),
     "no time at all": (with_user(updatedAt="soon"), "`updatedAt` of user 202 to be an ISO 8601 time, but got 'soon'"),
-    "a long text": (with_user(id=1, updatedAt="x" * 41), "but got a text of 41 characters"),
+    "a long text": (with_user(id=1, updatedAt="x" * 41), "but got a string of 41 characters"),
     "out of year": (with_user(updatedAt="0001-01-01T00:00:00+02:00"), "`updatedAt` of user 202 .* but got '0001"),
     "created when": (with_user(createdAt="soon"), "`createdAt` of user 202 to be an ISO 8601 time, but got 'soon'"),
     "no total": (lambda page: page | {"total": None}, "`total` to be a whole number, 0 or more, but got nothing"),

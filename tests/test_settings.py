@@ -196,6 +196,27 @@ def test_a_query_in_base_url_is_not_quoted_from_an_answer(api, sync):
         sync(base_url=f"{URL}?token={KEY}")
 
 
+@pytest.mark.parametrize(
+    ("secret", "quoted"),
+    [
+        ("ab/cd/ef==", "ab/cd/ef=="),
+        ("ab/cd/ef==", "ab\\/cd\\/ef=="),
+        ("ab/cd/ef==", "ab%2Fcd%2Fef%3D%3D"),
+    ],
+)
+def test_a_secret_is_not_quoted_in_any_of_its_forms(api, sync, secret, quoted):
+    api.answers = {1: (400, {}, f"bad key {quoted}"), 2: (400, {}, f"bad key {quoted}")}
+    for settings in ({"api_key": secret}, {"base_url": f"{URL}?token=ab%2Fcd%2Fef%3D%3D&tenant=ab"}):
+        with pytest.raises(SyncError, match=r"bad key \*\*\*$"):
+            sync(**settings)
+
+
+def test_what_is_short_in_a_query_is_no_secret(api, sync):
+    api.add(50)
+    api.limit_max = 30
+    assert len(sync(base_url=f"{URL}?type=limit&expand=data").table) == 50
+
+
 def test_neither_settings_nor_pages_show_what_is_not_to_be_seen():
     assert KEY not in repr(read_settings({"base_url": URL, "api_key": KEY}))
     assert "Jo" not in repr(connector.Page([{"name": "Jo"}], 1, None))

@@ -55,7 +55,7 @@ def test_fivetran_configuration_fills_a_file_that_its_test_and_a_sync_accept(
 
     assert configuration_command.run_configuration_tests(connector.connector, form, str(path)) == 0
     assert "All tests passed!" in capsys.readouterr().out
-    assert api.keys == ["Bearer s3cr3t"] * 2
+    assert api.keys == ["Bearer s3cr3t"] * 3
 
     assert len(sync(**configuration_command.decrypt_configuration_values(configuration)).table) == 5
 
@@ -163,6 +163,12 @@ def test_an_exclusive_updated_since_fails_unless_there_is_a_lookback(api, verdic
     api.exclusive = True
     assert "set lookback_seconds to 1" in verdict()
     assert verdict(lookback_seconds="1") is None
+
+
+def test_a_total_of_one_page_only_fails(api, verdict):
+    api.add(50)
+    api.page_cap = api.total_cap = 30
+    assert "The API says that 30 users match, but has more" in verdict()
 
 
 def test_pages_of_one_user_fail(api, verdict):
