@@ -100,7 +100,8 @@ class Settings:
 
     @property
     def host(self) -> str:
-        return urlsplit(self.base_url).hostname
+        """The host, with the port if base_url names one: what errors call the API by."""
+        return urlsplit(self.base_url).netloc
 
 
 NUMBERS = {  # lowest, highest, default
@@ -175,7 +176,8 @@ def warnings_about(configuration: dict, settings: Settings) -> list:
         nearest = get_close_matches(name, SETTINGS, n=1)
         meant = f"Is {nearest[0]} meant?" if nearest else f"Those it knows are {', '.join(SETTINGS)}."
         warnings.append(f"The configuration has a setting {name!r}, which this connector does not know. {meant}")
-    if settings.api_key and urlsplit(settings.base_url).scheme == "http" and not is_this_machine(settings.host):
+    address = urlsplit(settings.base_url)
+    if settings.api_key and address.scheme == "http" and not is_this_machine(address.hostname):
         warnings.append("api_key is sent unencrypted, as base_url begins with http: use https if the API offers it.")
     return warnings
 
@@ -298,9 +300,13 @@ class Api:
         return page
 
     def _send(self, request: Request) -> Page:
-        parameters = {"order_by": UPDATED_AT, "order_type": "asc", "limit": self.limit, "offset": request.offset}
-        if request.since:
-            parameters["updated_since"] = request.since.text
+        parameters = {
+            "updated_since": request.since and request.since.text,  # left out of the URL if it is None
+            "order_by": UPDATED_AT,
+            "order_type": "asc",
+            "limit": self.limit,
+            "offset": request.offset,
+        }
         try:
             response = self._session.get(
                 self.settings.base_url, params=parameters, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT)
@@ -386,7 +392,7 @@ def in_words(error: requests.RequestException, host: str) -> str:
     if isinstance(cause, socket.gaierror):
         return f"the name {host} is not found (check base_url)"
     if isinstance(error, requests.ConnectionError):
-        return f"no connection to {host} that holds ({detail}; check base_url, and that the API is up)"
+        return f"no connection to {host} ({detail}; check base_url, and that the API is up)"
     return f"the answer of {host} broke off ({detail})"
 
 
@@ -458,7 +464,7 @@ def to_page(answer: object, request: Request) -> Page:
         raise unreadable(request, "a JSON object", answer)
     data, total, offset = answer.get("data"), answer.get("total"), answer.get("offset", request.offset)
     if not isinstance(data, list):
-        raise unreadable(request, "`data` to be a list of users", data)
+        raise unreadable(request, f"`data` to be a list of users, among {sorted(answer)[:9]}", data)
     if type(total) is not int or total < 0:
         raise unreadable(request, "`total` to be a whole number, 0 or more", total)
     if offset != request.offset:
