@@ -1,15 +1,17 @@
 """How a sync reads ahead: how far, in what order, at what cost, and how it stops."""
 
 import threading
+import tracemalloc
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 
 import connector
+import http_server
 from conftest import Crash
 from connector import SyncError
-from memory_api import EPOCH
+from memory_api import EPOCH, MemoryApi
 
 PARALLEL = [1, 2, 4, 16]
 
@@ -155,3 +157,21 @@ def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monke
 def test_users_with_one_time_are_read_ahead_too(api, sync):
     api.add(1000, updated_at=EPOCH + timedelta(days=1))
     assert len(sync(page_size="6", parallel_requests="8").table) == 1000
+
+
+def test_memory_does_not_grow_with_the_number_of_users(monkeypatch):
+    monkeypatch.setattr(connector, "op", SimpleNamespace(upsert=lambda table, row: None, checkpoint=dict))
+    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
+
+    def peak(count: int) -> int:
+        api = MemoryApi()
+        api.add(count)
+        with http_server.serve(api) as server:
+            tracemalloc.start()
+            try:
+                connector.update({"base_url": server.url, "parallel_requests": "8"}, {})
+                return tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+
+    assert peak(10_000) - peak(2_000) < 2_000_000  # bytes; were the rows kept, it would be three times that
