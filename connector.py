@@ -246,7 +246,8 @@ class Api:
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=self._wait,
-            stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(LONGEST_WAIT + 1),
+            stop=tenacity.stop_after_attempt(tries)
+            | tenacity.stop_before_delay(LONGEST_WAIT + 1),  # waits for LONGEST_WAIT itself
             sleep=tenacity.sleep_using_event(self.closed),
             before_sleep=self._announce_wait,
             retry_error_callback=self._give_up,
@@ -432,7 +433,7 @@ def read_json(response: requests.Response) -> object:
     except (ValueError, RecursionError):
         kind = response.headers.get("Content-Type", "of no stated type")
         raise Unavailable(
-            f"HTTP {response.status_code} with a body that is not JSON ({kind[:40]}, {len(body)} bytes; is base_url "
+            f"HTTP {response.status_code} with a body that is not JSON ({kind}, {len(body)} bytes; is base_url "
             "the API, and not a page for people such as a login?)"
         ) from None
 
@@ -461,16 +462,16 @@ def http_date(text: str) -> datetime | None:
 def to_page(answer: object, request: Request) -> Page:
     """Check an answer of the API and turn it into a `Page`. Raises `SyncError` if it is not as the README says."""
     if not isinstance(answer, dict):
-        raise unreadable(request, "a JSON object", answer)
+        raise unreadable(request, "a JSON object", kind_of(answer))
     data, total, offset = answer.get("data"), answer.get("total"), answer.get("offset", request.offset)
     if not isinstance(data, list):
-        raise unreadable(request, f"`data` to be a list of users, among {sorted(answer)[:9]}", data)
+        raise unreadable(request, "`data` to be a list of users", kind_of(data))
     if type(total) is not int or total < 0:
-        raise unreadable(request, "`total` to be a whole number, 0 or more", total)
+        raise unreadable(request, "`total` to be a whole number, 0 or more", shown(total))
     if offset != request.offset:
-        raise unreadable(request, f"`offset` to be {request.offset}, as asked for", offset)
+        raise unreadable(request, f"`offset` to be {request.offset}, as asked for", shown(offset))
     if request.offset == 0 and total < len(data):
-        raise unreadable(request, f"`total` to be at least {len(data)}, the users of its first page", total)
+        raise unreadable(request, f"`total` to be at least {len(data)}, the users of its first page", shown(total))
     rows = []
     for user in data:
         row = to_row(user, request)
@@ -492,37 +493,50 @@ def to_row(user: object, request: Request) -> dict:
     usable id or times.
     """
     if not isinstance(user, dict):
-        raise unreadable(request, "each user to be a JSON object", user)
+        raise unreadable(request, "each user to be a JSON object", kind_of(user))
     row = dict(user)
     if type(row.get(ID)) not in (str, int):
-        raise unreadable(request, f"`{ID}` of each user to be a string or a whole number", row.get(ID))
+        raise unreadable(request, f"`{ID}` of each user to be a string or a whole number", shown(row.get(ID)))
     for name in TIME_COLUMNS:
         if row.get(name) is not None or name == UPDATED_AT:
             try:
                 row[name] = parse_time(row.get(name))
             except (TypeError, ValueError, OverflowError):
-                raise unreadable(request, f"`{name}` of user {row[ID]} to be an ISO 8601 time", row.get(name)) from None
+                raise unreadable(
+                    request, f"`{name}` of user {row[ID]} to be an ISO 8601 time", shown(row.get(name))
+                ) from None
     for name in STRING_COLUMNS:
         if not isinstance(row.get(name), str | None):
             row[name] = json.dumps(row[name], ensure_ascii=False)
     return row
 
 
-def unreadable(request: Request, expected: str, came: object) -> SyncError:
+def unreadable(request: Request, expected: str, came: str) -> SyncError:
     """Return the error for an answer that is not what the README asks for."""
     return SyncError(
-        f"The API's answer at offset {request.offset} cannot be read: expected {expected}, but got {shown(came)}. "
+        f"The API's answer at offset {request.offset} cannot be read: expected {expected}, but got {came}. "
         "The README lists what the API must offer."
     )
 
 
 def shown(value: object) -> str:
-    """Show a value of an answer in an error if it is short, or else say only what it is: it may be people's data."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
-    if isinstance(value, str) and len(value) > 40:
+    """Show a number, a time or what came in its place in an error, if it is short; or else say only what it is."""
+    if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 40):
+        return repr(value)
+    return kind_of(value)
+
+
+def kind_of(value: object) -> str:
+    """Say what a value is, and nothing of what it holds: that may be people's data."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
         return f"a string of {len(value)} characters"
-    return "nothing" if value is None else repr(value)
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, bool):
+        return "true or false"
+    return "nothing" if value is None else "a number"
 
 
 ISO_8601 = re.compile(

@@ -153,13 +153,16 @@ def with_user(**fields):
 
 WRONG = {
     "a list": (lambda page: [page], "a JSON object, but got a list of 1"),
-    "a text": (lambda page: "users", "a JSON object, but got 'users'"),
-    "no data": (lambda page: {"total": 250}, "`data` to be a list of users, among .*, but got nothing"),
+    "a text": (lambda page: "users", "a JSON object, but got a string of 5 characters"),
+    "no data": (lambda page: {"total": 250}, "`data` to be a list of users, but got nothing"),
     "data as object": (
         lambda page: page | {"data": {"id": 1}},
-        "`data` to be a list of users, among .*, but got an object",
+        "`data` to be a list of users, but got an object",
     ),
-    "user as text": (lambda page: page | {"data": ["User 1"]}, "each user to be a JSON object, but got 'User 1'"),
+    "user as text": (
+        lambda page: page | {"data": ["jo@example.com"]},
+        "each user to be a JSON object, but got a string of 14 characters",
+    ),
     "no id": (with_user(id=None), "`id` of each user to be a string or a whole number, but got nothing"),
     "id as object": (with_user(id={}), "`id` of each user to be a string or a whole number, but got an object"),
     "no time": (with_user(updatedAt=None), "`updatedAt` of user 202 to be an ISO 8601 time, but got nothing"),

@@ -53,20 +53,26 @@ def test_links_that_are_signed_anew_in_each_answer_break_no_seam(api, sync):
     assert offsets(api) == [0, 99, 198]
 
 
-def test_a_user_that_slips_in_front_of_a_seam_is_read_by_the_next_sync(api, sync):
-    """A user updated in the second in which the sync began may tie with users being read, and sort before them."""
+@pytest.fixture
+def tied_api(api):
+    """An API whose users but one, "slips", share the second in which a sync begins, and are then sorted by id."""
     api.seconds_per_request = 0
     api.tie_order = lambda user: user["id"]
     api.add(id="slips", updated_at=EPOCH)
     for id in ("t1", "t2", "t3"):
         api.add(id=id, updated_at=api.now)
+    return api
+
+
+def test_a_user_that_slips_in_front_of_a_seam_is_read_by_the_next_sync(tied_api, sync):
+    """A user updated in the second in which the sync began may tie with users being read, and sort before them."""
 
     def slip():
-        api.touch("slips")  # leaves from the front, and joins in front of t2: the seam holds
-        api.now += timedelta(seconds=1)
-        api.touch("t3")
+        tied_api.touch("slips")  # leaves from the front, and joins in front of t2: the seam holds
+        tied_api.now += timedelta(seconds=1)
+        tied_api.touch("t3")
 
-    api.before = [None, slip]
+    tied_api.before = [None, slip]
     table = sync(page_size="3").table
     assert table["slips"]["name"] == "User 1"
     sync(page_size="3")
@@ -81,24 +87,19 @@ def test_the_cursor_never_passes_the_moment_the_sync_began(api, sync):
     assert timedelta(0) <= began - cursor <= timedelta(seconds=2)
 
 
-def test_a_user_that_changes_while_the_first_page_is_answered_is_read_by_the_next_sync(api, sync):
+def test_a_user_that_changes_while_the_first_page_is_answered_is_read_by_the_next_sync(tied_api, sync):
     """What a page shows is older than its Date header: the users were looked up before it was written."""
-    api.seconds_per_request = 0
-    api.tie_order = lambda user: user["id"]
-    api.add(id="slips", updated_at=EPOCH)
-    for id in ("t1", "t2", "t3"):
-        api.add(id=id, updated_at=api.now)
-    page = api.page
+    page = tied_api.page
 
     def page_then_slip(parameters):
         answer = page(parameters)
-        if len(api.requests) == 1:
-            api.touch("slips")  # in the second of t2, in front of it
-            api.now += timedelta(seconds=1)  # only now is the Date header written
-            api.touch("t3")
+        if len(tied_api.requests) == 1:
+            tied_api.touch("slips")  # in the second of t2, in front of it
+            tied_api.now += timedelta(seconds=1)  # only now is the Date header written
+            tied_api.touch("t3")
         return answer
 
-    api.page = page_then_slip
+    tied_api.page = page_then_slip
     sync(page_size="3")
     assert sync(page_size="3").table["slips"]["name"] == "User 1'"
 
