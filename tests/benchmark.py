@@ -68,7 +68,9 @@ class Api(BaseHTTPRequestHandler):
         self.counts.update(requests=1, skipped=offset)
         page = self.users[start + offset : start + offset + limit]
         time.sleep(self.delay)
-        self.answer({"data": page, "offset": offset, "limit": limit, "total": len(self.users) - start})
+        self.answer(
+            {"data": page, "offset": offset, "limit": limit, "total": len(self.users) - start}
+        )
 
     def answer(self, body: dict):
         content = json.dumps(body).encode()
@@ -164,16 +166,21 @@ def show_row_cost(count: int):
     import sdk
 
     users = make_users(count)
-    answers = [{"data": users[at : at + PAGE_SIZE], "total": count} for at in range(0, count, PAGE_SIZE)]
+    answers = [
+        {"data": users[at : at + PAGE_SIZE], "total": count} for at in range(0, count, PAGE_SIZE)
+    ]
     seconds = {}
 
     def update(configuration: dict, state: dict):
         began = time.process_time()
-        pages = [ours.to_page(answer, ours.Request(None, 0)) for answer in answers]
+        request = ours.PageRequest(None, 0, PAGE_SIZE)
+        pages = [
+            [row.record() for row in ours.parse_page(answer, request).rows] for answer in answers
+        ]
         seconds["connector"] = time.process_time() - began
         began = time.process_time()
         for page in pages:
-            for row in page.rows:
+            for row in page:
                 op.upsert("user", row)
         seconds["SDK"] = time.process_time() - began
 
@@ -227,7 +234,8 @@ def compare(count: int, delay: int, runs: int, contenders: list) -> dict:
         api.wait()
     return {
         contender: {
-            name: statistics.median(figures[name] for figures in measured[contender]) for name in measured[contender][0]
+            name: statistics.median(figures[name] for figures in measured[contender])
+            for name in measured[contender][0]
         }
         for contender in contenders
     }
@@ -235,10 +243,13 @@ def compare(count: int, delay: int, runs: int, contenders: list) -> dict:
 
 def show(delay: int, medians: dict):
     print(f"\nAn answer takes {delay} ms")
-    print(f"{'':12}{'wall s':>9}{'/ floor':>9}{'/ plain':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}{'skipped':>12}")
+    print(
+        f"{'':12}{'wall s':>9}{'/ floor':>9}{'/ plain':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}{'skipped':>12}"
+    )
     for contender, figures in medians.items():
         ratios = [
-            f"{figures['wall'] / medians[other]['wall']:.2f}" if other in medians else "" for other in CONTENDERS[:2]
+            f"{figures['wall'] / medians[other]['wall']:.2f}" if other in medians else ""
+            for other in CONTENDERS[:2]
         ]
         print(
             f"{contender:12}{figures['wall']:9.2f}{ratios[0]:>9}{ratios[1]:>9}{figures['cpu']:9.2f}"
@@ -254,10 +265,16 @@ def draw(results: dict, path: Path):
     figure, axes = plt.subplots(figsize=(7, 3.6))
     delays = list(results)
     for contender in CONTENDERS[1:]:
-        ratios = [results[delay][contender]["wall"] / results[delay]["floor"]["wall"] for delay in delays]
+        ratios = [
+            results[delay][contender]["wall"] / results[delay]["floor"]["wall"] for delay in delays
+        ]
         axes.plot(delays, ratios, marker="o", label=contender)
     axes.axhline(1, color="gray", linestyle=":", label="floor")
-    axes.set(xlabel="how long an answer of the API takes (ms)", ylabel="wall time / floor", ylim=(0, None))
+    axes.set(
+        xlabel="how long an answer of the API takes (ms)",
+        ylabel="wall time / floor",
+        ylim=(0, None),
+    )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -266,15 +283,27 @@ def draw(results: dict, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["compare", "row", "serve", "run"], default="compare")
+    parser.add_argument(
+        "command", nargs="?", choices=["compare", "row", "serve", "run"], default="compare"
+    )
     parser.add_argument("contender", nargs="?", choices=CONTENDERS)
     parser.add_argument("--users", type=int, default=20_000)
-    parser.add_argument("--runs", type=int, default=3, help="of each contender at each delay (default 3)")
     parser.add_argument(
-        "--delay", type=float, nargs="*", default=[0, 50, 100, 400], help="milliseconds an answer takes"
+        "--runs", type=int, default=3, help="of each contender at each delay (default 3)"
     )
-    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="contenders to run")
-    parser.add_argument("--chart", type=Path, help="where to save a chart of the ratios; needs matplotlib")
+    parser.add_argument(
+        "--delay",
+        type=float,
+        nargs="*",
+        default=[0, 50, 100, 400],
+        help="milliseconds an answer takes",
+    )
+    parser.add_argument(
+        "--only", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="contenders to run"
+    )
+    parser.add_argument(
+        "--chart", type=Path, help="where to save a chart of the ratios; needs matplotlib"
+    )
     parser.add_argument("--url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.command == "serve":

@@ -11,7 +11,7 @@ from fivetran_connector_sdk import Logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import connector
-from memory_api import URL, MemoryApi
+from memory_api import ID, URL, MemoryApi
 
 
 class Crash(Exception):
@@ -29,9 +29,9 @@ class Destination:
         self._waiting = {}
 
     def upsert(self, table: str, data: dict):
-        assert table == "user"
+        assert table == connector.TABLE
         self._take("upsert", data)
-        self._waiting[data["id"]] = data
+        self._waiting[data[ID]] = data
 
     def checkpoint(self, state: dict):
         self._take("checkpoint", dict(state))
@@ -75,7 +75,7 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, seconds: float):
+    def sleep(self, seconds: float):
         self.waits.append(seconds)
         self.now += seconds
 
@@ -95,16 +95,9 @@ def destination():
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-
-    class Event(threading.Event):
-        def wait(self, timeout=None):
-            if not self.is_set():
-                clock.wait(timeout)
-            return self.is_set()
-
-    monkeypatch.setattr(connector, "Event", Event)
     monkeypatch.setattr(connector, "monotonic", clock.monotonic)
     monkeypatch.setattr(tenacity, "time", clock)
+    monkeypatch.setattr(tenacity.nap, "time", clock)
     return clock
 
 

@@ -24,7 +24,9 @@ def main() -> int:
     """Run the demo. Returns the exit code: 0 if both syncs succeeded."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        base_url = json.loads((sdk.copy_project(folder) / "configuration.json").read_text(encoding="utf-8"))["base_url"]
+        base_url = json.loads(
+            (sdk.copy_project(folder) / "configuration.json").read_text(encoding="utf-8")
+        )["base_url"]
         ours = not answers(base_url)
         if ours:
             if urlsplit(base_url).hostname not in ("127.0.0.1", "localhost"):
@@ -78,7 +80,9 @@ def debug(folder: Path) -> bool:
     try:
         shown = True
         for line in process.stdout:
-            if re.match(r"\d\d:\d\d:\d\d", line):  # where a message starts; the rest of it is indented
+            if re.match(
+                r"\d\d:\d\d:\d\d", line
+            ):  # where a message starts; the rest of it is indented
                 shown = "pipreqs failed with error" not in line
                 if not shown:
                     print("   (there is no network to look dependencies up; the sync needs none)")
@@ -105,14 +109,20 @@ def show_table(folder: Path, since: str | None = None) -> str:
             rows_to_show = table.filter(f"_fivetran_synced > '{since}'").order("updated_at desc")
             print(f"   of which the second sync read {rows_to_show.count('*').fetchone()[0]}:")
         print(
-            rows_to_show.project("left(id, 8) as id, name, left(email, 24) as email, left(job, 24) as job, updated_at")
+            rows_to_show.project(
+                "left(id, 8) as id, name, left(email, 24) as email, left(job, 24) as job, updated_at"
+            )
         )
         return last
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # whatever the console's own encoding is
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it cleans up as after Ctrl-C
+    sys.stdout.reconfigure(
+        encoding="utf-8", errors="replace"
+    )  # whatever the console's own encoding is
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # ended from outside, it cleans up as after Ctrl-C
     try:
         code = main()
     except KeyboardInterrupt:

@@ -36,7 +36,9 @@ class Handler(BaseHTTPRequestHandler):
         if callable(fault):
             fault()
         if fault == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             self.connection.close()
             self.close_connection = True
             return

@@ -1,7 +1,8 @@
 """An API in memory, behind `responses`: it filters, sorts and slices its users as the README asks of an API.
 
 Tests say what is special about it with attributes (`api.page_cap = 50`), and what happens between two requests with
-`api.before`, a list of functions of which each request takes and calls the first.
+`api.before`, a list of functions of which each request takes and calls the first. What the API calls its fields, and
+what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
@@ -16,6 +17,16 @@ import responses
 
 URL = "https://api.example.com/users"
 EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
+ID, UPDATED_AT, CREATED_AT = "id", "updatedAt", "createdAt"
+
+
+def envelope(rows: list, total: int, offset: int = 0, limit: int = 100) -> dict:
+    """What the API answers."""
+    return {"data": rows, "offset": offset, "limit": limit, "total": total}
+
+
+def rows_of(answer: dict) -> list:
+    return answer["data"]
 
 
 def timestamp(time: datetime) -> str:
@@ -33,64 +44,106 @@ class MemoryApi:
         self.keys = []  # its Authorization header
         self.limit_max = None  # answers HTTP 400 to a larger limit
         self.offset_max = None  # answers HTTP 400 to a larger offset
+        self.depth = None  # returns no users behind that many
         self.page_cap = None  # quietly returns no more users than that
+        self.page_lengths = None  # a function that says how many users the next page may have
         self.total_cap = None  # never says a larger total
+        self.total_excess = 0  # says a total that is that much too large
+        self.hidden = set()  # ids of users that are left out of a page after it has been cut
         self.exclusive = False  # whether updated_since leaves out users updated at that very time
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
+        self.stamp = timestamp  # how it writes the time of a change
+        self.skew = timedelta(0)  # how far its `Date` is ahead of the clock that stamps its users
         self.seconds_per_request = 1
+        self._late = []  # changes that are not visible yet: from when on they are, and the user
         self._added = 0
         self._lock = Lock()
 
     # What its users are
 
-    def add(self, count: int = 1, updated_at: datetime | None = None, **fields) -> list:
-        """Add users: a second apart before the API's `now`, or all updated at one time. Returns their ids."""
+    def add(
+        self, count: int = 1, updated_at: datetime | None = None, late: int = 0, **fields
+    ) -> list:
+        """Add users: a second apart from `EPOCH` on, or all updated at one time. Returns their ids.
+
+        They become visible some seconds `late`.
+        """
         ids = []
         for _ in range(count):
             self._added += 1
             number = self._added
             time = updated_at or EPOCH + timedelta(seconds=number)
             user = {
-                "id": str(number),
+                ID: str(number),
                 "name": f"User {number}",
                 "email": f"{number}@example.com",
                 "address": "1 Road",
                 "company": "Company",
                 "job": "Job",
-                "createdAt": timestamp(EPOCH),
-                "updatedAt": timestamp(time),
+                CREATED_AT: timestamp(EPOCH),
+                UPDATED_AT: self.stamp(time),
             }
             user |= fields
-            self.users[user["id"]] = user
-            ids.append(user["id"])
+            self._write(user, late)
+            ids.append(user[ID])
         return ids
 
-    def touch(self, *ids: str) -> None:
-        """Change users now, which moves them to the end of the list."""
+    def touch(self, *ids: str, late: int = 0) -> None:
+        """Change users now, which moves them to the end of the list; visible some seconds `late`."""
         for id in ids:
-            self.users[id] = self.users[id] | {"name": f"{self.users[id]['name']}'", "updatedAt": timestamp(self.now)}
+            user = self.users[id]
+            self._write(
+                user | {"name": f"{user['name']}'", UPDATED_AT: self.stamp(self.now)}, late
+            )
 
     def delete(self, *ids: str) -> None:
         for id in ids:
             del self.users[id]
 
+    def updated_at(self, id: str) -> str:
+        return self.users[id][UPDATED_AT]
+
+    def _write(self, user: dict, late: int):
+        if late:
+            self._late.append((self.now + timedelta(seconds=late), user))
+        else:
+            self.users[user[ID]] = user
+
+    def commit(self):
+        """Make the late changes visible whose time has come."""
+        for due, user in [late for late in self._late if late[0] <= self.now]:
+            self._late.remove((due, user))
+            before = self.users.get(user[ID])
+            if before is None or before[UPDATED_AT] <= user[UPDATED_AT]:
+                self.users[user[ID]] = user
+
     # What it answers
 
     def sorted_users(self) -> list:
-        users = sorted(self.users.values(), key=self.tie_order) if self.tie_order else list(self.users.values())
-        return sorted(users, key=lambda user: user["updatedAt"])
+        users = (
+            sorted(self.users.values(), key=self.tie_order)
+            if self.tie_order
+            else list(self.users.values())
+        )
+        return sorted(users, key=lambda user: user[UPDATED_AT])
 
     def page(self, parameters: dict) -> dict:
         since = parameters.get("updated_since", "")
         users = [
             user
             for user in self.sorted_users()
-            if user["updatedAt"] > since or (user["updatedAt"] == since and not self.exclusive)
+            if user[UPDATED_AT] > since or (user[UPDATED_AT] == since and not self.exclusive)
         ]
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
-        data = users[offset : offset + min(limit, self.page_cap or limit)]
-        total = min(len(users), self.total_cap or len(users))
-        return {"data": data, "offset": offset, "limit": limit, "total": total}
+        length = min(
+            limit, self.page_cap or limit, self.page_lengths() if self.page_lengths else limit
+        )
+        rows = users[: self.depth or len(users)][offset : offset + length]
+        rows = [user for user in rows if user[ID] not in self.hidden]
+        total = min(
+            len(users) + self.total_excess, self.total_cap or len(users) + self.total_excess
+        )
+        return envelope(rows, total, offset, limit)
 
     def answer(self, request) -> tuple:
         """Answer a request: the status, the headers and the body. What `responses` calls."""
@@ -101,12 +154,20 @@ class MemoryApi:
             self.now += timedelta(seconds=self.seconds_per_request)
             happens = self.before.pop(0) if self.before else None
             fault = happens() if happens else None
-            answer = fault or self.answers.get(len(self.requests)) or self.at_offset.get(int(parameters["offset"]))
+            self.commit()
+            answer = (
+                fault
+                or self.answers.get(len(self.requests))
+                or self.at_offset.get(int(parameters["offset"]))
+            )
             if answer is None:
                 answer = self.refusal(parameters) or self.page(parameters)
             if callable(answer):
                 answer = answer(self.page(parameters))
-            headers = {"Date": format_datetime(self.now, usegmt=True), "Content-Type": "application/json"}
+            headers = {
+                "Date": format_datetime(self.now + self.skew, usegmt=True),
+                "Content-Type": "application/json",
+            }
             if isinstance(answer, Exception):
                 raise answer
             if isinstance(answer, tuple):
@@ -117,7 +178,13 @@ class MemoryApi:
     def refusal(self, parameters: dict) -> tuple | None:
         for name, most in {"limit": self.limit_max, "offset": self.offset_max}.items():
             if most is not None and int(parameters[name]) > most:
-                return 400, {}, json.dumps({"error": f"Invalid value for '{name}'. It should be at most {most}."})
+                return (
+                    400,
+                    {},
+                    json.dumps(
+                        {"error": f"Invalid value for '{name}'. It should be at most {most}."}
+                    ),
+                )
         return None
 
     @contextmanager
@@ -126,3 +193,8 @@ class MemoryApi:
         with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
             mock.add_callback(responses.GET, URL, callback=lambda request: self.answer(request))
             yield self
+
+
+def whole_minutes(time: datetime) -> str:
+    """A way to write times, for `MemoryApi.stamp`."""
+    return timestamp(time.replace(second=0))

@@ -18,7 +18,9 @@ def copy_project(folder: Path, **configuration: str) -> Path:
     for name in ("connector.py", "configuration.json", "requirements.txt", ".gitignore"):
         shutil.copy(PROJECT / name, folder)
     path = folder / "configuration.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | configuration), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | configuration), encoding="utf-8"
+    )
     return folder
 
 

