@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Annotated, Any, NamedTuple
@@ -106,8 +107,8 @@ def update(configuration: dict, state: dict):
     progress = Progress(reader, cursor)
     try:
         for rows in reader.pages():
-            for row in rows:
-                op.upsert(TABLE, row.record())
+            for record in to_records(rows):
+                op.upsert(TABLE, record)
             cursor = next_cursor(cursor, rows, client.started)
             op.checkpoint({"last_updated_at": cursor.text})
             progress.report(rows)
@@ -232,7 +233,7 @@ class Reader:
 
     def __init__(self, client: "Client", cursor: Position | None):
         self.settings = client.settings
-        self.ahead = ReadAhead(client.fetch, self.settings.parallel_requests)
+        self.ahead = ReadAhead(client.send, self.settings.parallel_requests)
         self.rows = self.retries = self.pages_dropped = 0
         self._client = client
         self._read = RowsRead()
@@ -257,7 +258,7 @@ class Reader:
         """
         while window := self._window:
             try:
-                page = self._get()
+                page = parse_page(self._get(), window.offset)
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
@@ -418,10 +419,10 @@ class Reader:
         for offset in range(window.offset + step, end, step):
             yield PageRequest(window.since, offset, limit)
 
-    def _get(self) -> "Page":
-        """Return the next page, requested again while it is unavailable.
+    def _get(self) -> object:
+        """Return the answer for the next page, requested again while it is unavailable.
 
-        Raises `Refused` if the API does not accept the request, `SyncError` if there is no page.
+        Raises `Refused` if the API does not accept the request, `SyncError` if it gives no answer.
         """
         tries = FIRST_TRIES if self._promised is None else TRIES
         self._timeouts = 0
@@ -486,17 +487,17 @@ class ReadAhead:
     for although as many as allowed were in flight, up to a maximum.
     """
 
-    def __init__(self, fetch: Callable[[PageRequest], "Page"], maximum: int):
+    def __init__(self, send: Callable[[PageRequest], Future], maximum: int):
         self.waited = 0.0  # seconds in which there was nothing to do but wait for a page
-        self._fetch = fetch
+        self._send_request = send
         self._maximum = maximum
         self._allowed = min(2, maximum)
         self._in_flight = {}  # the future of each page that was requested
         self._dropped = []  # futures of pages that are not needed any more
         self._pages = self._pages_before_growth = 0  # _pages: since _allowed changed
 
-    def get(self, coming: Iterable[PageRequest]) -> "Page":
-        """Return the page of the first coming request. Raises what that request raised."""
+    def get(self, coming: Iterable[PageRequest]) -> object:
+        """Return the answer to the first coming request. Raises what that request raised."""
         first, *others = islice(coming, self._maximum)
         self.ask([first, *others])
         future = self._in_flight.get(first) or self._send(first)
@@ -523,9 +524,8 @@ class ReadAhead:
                 self._send(request)
 
     def _send(self, request: PageRequest) -> Future:
-        future = in_background(f"page at offset {request.offset}", partial(self._fetch, request))
-        self._in_flight[request] = future
-        return future
+        self._in_flight[request] = self._send_request(request)
+        return self._in_flight[request]
 
     def _may_send(self) -> bool:
         futures = [*self._in_flight.values()]
@@ -547,52 +547,78 @@ def failed(future: Future) -> bool:
     return future.done() and future.exception() is not None
 
 
-def in_background(name: str, work: Callable[[], object]) -> Future:
-    """Call a function in a thread. Returns the future of its result.
+class Workers:
+    """Threads that call functions.
 
-    The thread is a daemon: one that waits for an answer does not keep a failed sync from ending.
+    Unlike those of concurrent.futures, they do not keep a failed sync from ending while one of
+    them still waits for an answer.
     """
-    future = Future()
 
-    def run():
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
+    def __init__(self, count: int):
+        self._count = count
+        self._jobs = SimpleQueue()
+        for _ in range(count):
+            Thread(target=self._work, name="worker", daemon=True).start()
 
-    Thread(target=run, name=name, daemon=True).start()
-    return future
+    def submit(self, function: Callable[[], object]) -> Future:
+        """Call a function once a thread is free. Returns the future of its result."""
+        future = Future()
+        self._jobs.put((future, function))
+        return future
+
+    def close(self):
+        """Let the threads end, each after what it is doing."""
+        for _ in range(self._count):
+            self._jobs.put(None)
+
+    def _work(self):
+        while job := self._jobs.get():
+            future, function = job
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
 
 
 # HTTP client
 
 
 class Client:
-    """The API over HTTP. Several threads may fetch at a time."""
+    """The API over HTTP, asked from up to `parallel_requests` threads."""
 
     def __init__(self, settings: "Settings"):
         self.settings = settings
         self.started = None  # the API's clock at the first request
         self._session = requests.Session()
-        self._session.auth = self._authorize
+        # What the environment says of proxies and certificates, read once; not ~/.netrc, which
+        # would replace the key.
+        environment = self._session.merge_environment_settings(
+            settings.base_url, {}, None, None, None
+        )
+        self._session.proxies, self._session.verify = environment["proxies"], environment["verify"]
+        self._session.trust_env = False
+        if key := settings.api_key.get_secret_value():
+            self._session.headers["Authorization"] = f"Bearer {key}"
+        self._workers = Workers(settings.parallel_requests)
         connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
         self._session.mount("http://", connections)
         self._session.mount("https://", connections)
 
     def close(self):
-        """Close the connections."""
+        """Close the connections, and let the threads end."""
+        self._workers.close()
         self._session.close()
 
-    def fetch(self, request: PageRequest) -> "Page":
-        """Return a page, by one HTTP request that is not retried.
+    def send(self, request: PageRequest) -> Future:
+        """Call `get` in a thread. Returns the future of its result."""
+        return self._workers.submit(partial(self.get, request))
+
+    def get(self, request: PageRequest) -> object:
+        """Return the JSON that the API answers, by one HTTP request that is not retried.
 
         Raises `Unavailable` if a later request may succeed, `Refused` if the API does not accept
-        the request, and `SyncError` if the answer is not a page as the README describes it.
+        the request, and `SyncError` for other answers that are no success.
         """
-        return parse_page(self.answer(request), request)
-
-    def answer(self, request: PageRequest) -> object:
-        """Return the JSON that the API answers. Raises what `fetch` does."""
         parameters = {
             "updated_since": request.since and request.since.text,  # None leaves it out
             "order_by": api_name("updated_at"),
@@ -613,15 +639,6 @@ class Client:
             self.started = server_time(response) - response.elapsed
         self._check_status(response, request.offset)
         return self._read_json(response)
-
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Add the key. A header of the session would give way to what ~/.netrc has for the host.
-
-        `requests` removes it again where the API redirects to another host.
-        """
-        if key := self.settings.api_key.get_secret_value():
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
 
     def _check_status(self, response: requests.Response, offset: int):
         code, reason = response.status_code, self._hide_secrets(response.reason or "")
@@ -762,10 +779,6 @@ class Row(BaseModel, extra="allow", hide_input_in_errors=True):
         """What tells the row from all others, and from itself before and after a change."""
         return self.id, self.updated_at
 
-    def record(self) -> dict:
-        """Return the row as the SDK takes it, by the API's names."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
-
     def __repr__(self) -> str:
         return "Row(...)"  # crash reports show local variables
 
@@ -776,6 +789,14 @@ class Page(BaseModel, hide_input_in_errors=True):
     rows: list[Row] = Field(validation_alias="data")
     total: int = Field(strict=True, ge=0)
     offset: int | None = None
+
+
+ROWS = TypeAdapter(list[Row])
+
+
+def to_records(rows: list) -> list:
+    """Return rows as the SDK takes them, by the API's names."""
+    return ROWS.dump_python(rows, by_alias=True, exclude_unset=True)
 
 
 JSON_NAMES = {dict: "an object", list: "an array", type(None): "null"}
@@ -794,14 +815,17 @@ def parse_time(text: object) -> datetime:
     return TypeAdapter(Time).validate_python(text)
 
 
-def parse_page(answer: object, request: PageRequest) -> Page:
-    """Return the page of an answer. Raises `SyncError` if it is not as the README describes it."""
-    where = f"The API's answer at offset {request.offset} cannot be read: "
+def parse_page(answer: object, offset: int) -> Page:
+    """Return the page at an offset from an answer.
+
+    Raises `SyncError` if it is not as the README describes it.
+    """
+    where = f"The API's answer at offset {offset} cannot be read: "
     try:
         page = Page.model_validate(answer)
     except ValidationError as error:
         raise SyncError(f"{where}{describe_faults(error)[0]}.") from None
-    if page.offset not in (None, request.offset):
+    if page.offset not in (None, offset):
         raise SyncError(f"{where}`offset` should be as requested, but is {page.offset}.")
     for before, row in zip(page.rows, page.rows[1:], strict=False):
         if row.updated_at < before.updated_at:
@@ -1049,7 +1073,9 @@ def setup_test(check: Callable[[Client], None]) -> Callable[[dict], Test]:
 
     @wraps(check)
     def test(configuration: dict):
-        result = in_background(check.__name__, partial(run, configuration))
+        worker = Workers(1)
+        result = worker.submit(partial(run, configuration))
+        worker.close()
         if not wait([result], timeout=TEST_SECONDS).done:
             advice = "Check base_url, and that the API is up."
             return Test.failure(f"The API did not answer within {TEST_SECONDS} s. {advice}")
@@ -1065,12 +1091,12 @@ def check_settings(client: Client):
 
 def check_access(client: Client):
     """Check that the API answers JSON to the address and the key."""
-    accepted(client, client.answer)
+    first_answer(client)
 
 
 def check_page(client: Client):
     """Check that an answer is a page, and that two rows fit in it: pages overlap by a row."""
-    page = accepted(client, client.fetch)
+    page = parse_page(first_answer(client), 0)
     if len(page.rows) < min(page.total, 2):
         raise SyncError(
             f"The API promises {page.total} rows, but returns only {len(page.rows)}. It must "
@@ -1080,11 +1106,12 @@ def check_page(client: Client):
 
 def check_paging(client: Client):
     """Check that offset is honored, and that the total counts all rows."""
-    page = accepted(client, client.fetch)
+    page = parse_page(first_answer(client), 0)
     if not page.rows:
         return
-    request = PageRequest(None, len(page.rows) - 1, small(page))
-    versions = [row.version for row in client.fetch(request).rows] or [page.rows[-1].version]
+    offset = len(page.rows) - 1
+    second = parse_page(client.get(PageRequest(None, offset, small(page))), offset)
+    versions = [row.version for row in second.rows or page.rows[-1:]]
     if page.total > len(page.rows) and versions[0] == page.rows[0].version:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
     if page.total <= len(page.rows) and versions[0] == page.rows[-1].version and versions[1:]:
@@ -1096,11 +1123,12 @@ def check_paging(client: Client):
 
 def check_updated_since(client: Client):
     """Check that updated_since leaves out older rows, and includes that time."""
-    page = accepted(client, client.fetch)
+    page = parse_page(first_answer(client), 0)
     if not page.rows:
         return
     last = page.rows[-1].position
-    since = [row.updated_at for row in client.fetch(PageRequest(last, 0, small(page))).rows]
+    rows = parse_page(client.get(PageRequest(last, 0, small(page))), 0).rows
+    since = [row.updated_at for row in rows]
     if since and since[0] <= last.time - timedelta(seconds=1):
         raise SyncError(
             "The API returns rows updated before updated_since: it must leave them out, or every "
@@ -1118,12 +1146,12 @@ def small(page: Page) -> int:
     return max(min(len(page.rows), TEST_PAGE_SIZE), 2)
 
 
-def accepted(client: Client, request: Callable[[PageRequest], Any]) -> Any:
+def first_answer(client: Client) -> object:
     """Return what the API answers to a request for its first page, of a size that it accepts."""
     limit = max(client.settings.page_size, 2)
     while True:
         try:
-            return request(PageRequest(None, 0, limit))
+            return client.get(PageRequest(None, 0, limit))
         except Refused as refusal:
             limit = smaller(limit, refusal)
 

@@ -17,12 +17,13 @@ from collections import Counter
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
 PROJECT = Path(__file__).resolve().parent.parent
-CONTENDERS = ("floor", "plain loop", "1 request", "4 requests", "8 requests")
+CONTENDERS = ("floor", "plain loop", "1 at a time", "connector")
 PAGE_SIZE = 100
 EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
@@ -102,25 +103,37 @@ def serve(count: int, delay: float):
 # A run
 
 
-def run(contender: str, count: int, url: str):
+def run(contender: str, count: int, url: str, nowhere: bool):
     """Run one sync of a contender in this process, and print what it cost."""
     sys.path.insert(0, str(PROJECT))
+    import connector as ours
+    import plain_loop
     import sdk
 
     configuration = {"base_url": url, "page_size": str(PAGE_SIZE)}
+    if contender == "1 at a time":
+        configuration["parallel_requests"] = "1"
     if contender == "floor":
         connector = floor(count)
-    elif contender == "plain loop":
-        from plain_loop import connector
     else:
-        from connector import connector
-
-        configuration["parallel_requests"] = contender.split()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        upserts = sdk.run(connector, Path(folder), configuration)
+        module = plain_loop if contender == "plain loop" else ours
+        connector = module.connector
+    if nowhere:
+        rows = []
+        module.op = SimpleNamespace(upsert=lambda table, row: rows.append(1), checkpoint=dict)
+        sdk.Logging.LOG_LEVEL = sdk.Logging.Level.INFO
+        before = time.process_time(), time.perf_counter()
+        module.update(configuration, {})
+        upserts, cpu = len(rows), time.process_time() - before[0]
+        wall = time.perf_counter() - before[1]
+    else:
+        before = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            upserts = sdk.run(connector, Path(folder), configuration)
+        cpu, wall = time.process_time(), time.perf_counter() - before
     if upserts < count:
         raise SystemExit(f"{contender} wrote {upserts} of {count} users")
-    print(json.dumps({"cpu": time.process_time(), "memory": peak_memory()}))
+    print(json.dumps({"cpu": cpu, "wall": wall, "memory": peak_memory()}))
 
 
 def floor(count: int):
@@ -173,10 +186,7 @@ def show_row_cost(count: int):
 
     def update(configuration: dict, state: dict):
         began = time.process_time()
-        request = ours.PageRequest(None, 0, PAGE_SIZE)
-        pages = [
-            [row.record() for row in ours.parse_page(answer, request).rows] for answer in answers
-        ]
+        pages = [ours.to_records(ours.parse_page(answer, 0).rows) for answer in answers]
         seconds["connector"] = time.process_time() - began
         began = time.process_time()
         for page in pages:
@@ -196,27 +206,26 @@ def show_row_cost(count: int):
 # The comparison
 
 
-def measure(contender: str, count: int, url: str) -> dict:
+def measure(contender: str, count: int, url: str, nowhere: bool) -> dict:
     """Run a contender as a process of its own and return its figures."""
     counts_url = f"{url.rsplit('/', 1)[0]}/counts"
     urlopen(counts_url).close()
-    began = time.perf_counter()
     child = subprocess.run(
-        [sys.executable, __file__, "run", contender, "--users", str(count), "--url", url],
+        [sys.executable, __file__, "run", contender, "--users", str(count), "--url", url]
+        + ["--nowhere"] * nowhere,
         capture_output=True,
         encoding="utf-8",
         check=False,
     )
-    wall = time.perf_counter() - began
     if child.returncode:
         raise SystemExit(child.stdout + child.stderr)
     with urlopen(counts_url) as response:
         counts = {"requests": 0, "skipped": 0, "connections": 0} | json.load(response)
     (figures,) = (line for line in child.stdout.splitlines() if line.startswith('{"cpu"'))
-    return {"wall": wall, **json.loads(figures), **counts}
+    return {**json.loads(figures), **counts}
 
 
-def compare(count: int, delay: int, runs: int, contenders: list) -> dict:
+def compare(count: int, delay: int, runs: int, contenders: list, nowhere: bool) -> dict:
     """Let the contenders take turns against an API with a delay in milliseconds. Returns each one's median figures."""
     api = subprocess.Popen(
         [sys.executable, __file__, "serve", "--users", str(count), "--delay", str(delay)],
@@ -228,7 +237,7 @@ def compare(count: int, delay: int, runs: int, contenders: list) -> dict:
         measured = {contender: [] for contender in contenders}
         for _ in range(runs):
             for contender in contenders:
-                measured[contender].append(measure(contender, count, url))
+                measured[contender].append(measure(contender, count, url, nowhere))
     finally:
         api.kill()
         api.wait()
@@ -305,18 +314,25 @@ def main():
         "--chart", type=Path, help="where to save a chart of the ratios; needs matplotlib"
     )
     parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--nowhere", action="store_true", help="write nowhere: what reading alone costs"
+    )
     options = parser.parse_args()
+    if options.nowhere:
+        options.only = [contender for contender in options.only if contender != "floor"]
     if options.command == "serve":
         serve(options.users, options.delay[0] / 1000)
     elif options.command == "row":
         show_row_cost(options.users)
     elif options.command == "run":
-        run(options.contender, options.users, options.url)
+        run(options.contender, options.users, options.url, options.nowhere)
     else:
         print(f"{options.users:,} users, pages of {PAGE_SIZE}, medians of {options.runs}")
         results = {}
         for delay in options.delay:
-            results[delay] = compare(options.users, round(delay), options.runs, list(options.only))
+            results[delay] = compare(
+                options.users, round(delay), options.runs, list(options.only), options.nowhere
+            )
             show(round(delay), results[delay])
         if options.chart:
             draw(results, options.chart)

@@ -61,7 +61,7 @@ class Destination:
 def end_threads():
     """Wait for the requests that a sync which failed has left behind: they must not meet the next test."""
     for thread in threading.enumerate():
-        if thread.name.startswith("page at offset"):
+        if thread.name == "worker":
             thread.join()
 
 

@@ -273,4 +273,4 @@ def test_what_is_short_in_a_query_is_no_secret(api, sync):
 def test_neither_settings_nor_pages_show_what_is_not_to_be_seen():
     assert KEY not in repr(validate_configuration({"base_url": URL, "api_key": KEY}))
     answer = envelope([{ID: "1", UPDATED_AT: "2024-01-15", "name": "Jo", "nickname": "Jo"}], 1)
-    assert "Jo" not in repr(connector.parse_page(answer, connector.PageRequest(None, 0, 1)))
+    assert "Jo" not in repr(connector.parse_page(answer, 0))
