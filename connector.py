@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import partial, wraps
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,6 +37,7 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     WrapValidator,
     field_validator,
 )
@@ -106,6 +108,8 @@ def update(configuration: dict, state: dict):
     reader = Reader(client, cursor)
     progress = Progress(reader, cursor)
     try:
+        if settings.mark_deleted and not state:
+            mark_all_deleted()
         for rows in reader.pages():
             for record in to_records(rows):
                 op.upsert(TABLE, record)
@@ -118,6 +122,16 @@ def update(configuration: dict, state: dict):
         raise SyncError(str(error)) from None
     finally:
         client.close()
+
+
+def mark_all_deleted():
+    """Mark every row of the table as deleted; each row that the sync brings is unmarked.
+
+    SDK 3.1 can defer that to the end of a sync that succeeds. Written against what 3.0.0 has
+    inside of it, and not tried on 3.1.
+    """
+    can_defer = "deferred" in signature(op.truncate).parameters
+    op.truncate(TABLE, **({"deferred": True} if can_defer else {}))
 
 
 def read_state(state: dict) -> "Position | None":
@@ -221,6 +235,7 @@ class Window:
     taken: int = 0  # the offset of the last page taken
     first: tuple | None = None  # the version of the row that it began with
     probing: bool = False  # whether the next page is only to tell if the total is true
+    confirming: bool = False  # whether the next page is the last one once more
 
 
 class Reader:
@@ -242,8 +257,13 @@ class Reader:
         self._max_depth = WINDOW_ROWS
         self._promised = None  # rows, by the total of the first page
         self._setbacks = self._young_pages = 0
-        lookback = self.settings.lookback_seconds
-        self._window = Window(cursor.earlier(lookback) if cursor and lookback else cursor)
+        lookback, start_date = self.settings.lookback_seconds, self.settings.start_date
+        if cursor is None:
+            since = Position.at(start_date) if start_date else None
+        else:
+            since = cursor.earlier(lookback) if lookback else cursor
+        self.since = since
+        self._window = Window(since)
 
     @property
     def remaining(self) -> int:
@@ -304,12 +324,17 @@ class Reader:
             self._move_on(end)
         elif is_full or (end > page.total and new):
             self._move_on(end)  # the list may be longer than its total says
+        elif self.settings.mark_deleted and window.offset and not window.confirming:
+            # With answers in flight, this page may be older than the one before it, and a row that
+            # changed in between be in neither: it must not look deleted.
+            window.confirming = True
         else:
             self._window = None
 
     def _move_on(self, end: int):
         """Read on at the end of the page, or in a new window where that would be too deep."""
         window = self._window
+        window.confirming = False
         window.offset = max(end - window.overlap, window.offset + 1)
         if window.offset + self._limit > self._max_depth:
             self._window = self._later_window() or window
@@ -920,6 +945,27 @@ def whole_number(lowest: int, highest: int) -> type:
     return Annotated[int, BeforeValidator(read), allowed]
 
 
+def read_toggle(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise unusable(f"must be true or false, but is {value[:40]!r}")
+    return value == "true"
+
+
+PAST_TIME = "an ISO 8601 date or time in the past"
+
+
+def read_start_date(value: str, other: ValidationInfo) -> datetime:
+    try:
+        time = parse_time(value)
+    except ValueError:
+        time = None
+    if time is None or time > datetime.now(timezone.utc):
+        raise unusable(f"must be {PAST_TIME}, but is {value[:40]!r}")
+    if other.data.get("mark_deleted"):
+        raise unusable("cannot be set with mark_deleted: nobody knows who was deleted before it")
+    return time
+
+
 class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """The settings of configuration.json, and what the setup form and the README say of them.
 
@@ -952,6 +998,17 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         title="Seconds to look back",
         description="How long before the last cursor a sync begins: for APIs that show changes "
         "more than 10 seconds late. 1 if `updated_since` leaves out rows of that very second.",
+    )
+
+    mark_deleted: Annotated[bool, BeforeValidator(read_toggle), "true or false"] = Field(
+        False,
+        title="Mark deleted rows",
+        description="A full sync marks the rows that it does not bring as deleted.",
+    )
+    start_date: Annotated[datetime | None, BeforeValidator(read_start_date), PAST_TIME] = Field(
+        None,
+        title="Start date",
+        description="The first sync reads only rows updated since then. Not with mark_deleted.",
     )
 
     check_each = field_validator("*", mode="before")(check_text)
@@ -1003,9 +1060,8 @@ class Progress:
         self._reader = reader
         self._pages = 0
         self._began = self._last_report = monotonic()
-        what = f"rows updated since {cursor.text}" if cursor else "all rows"
-        if cursor and reader.settings.lookback_seconds:
-            what += f", less {reader.settings.lookback_seconds} s,"
+        self._cursor = cursor
+        what = f"rows updated since {reader.since.text}" if reader.since else "all rows"
         log.info(f"Reading {what} from {reader.settings.host} into `{TABLE}`.")
 
     def report(self, rows: list):
@@ -1028,6 +1084,12 @@ class Progress:
             f"{reader.rows:,}, pages: {self._pages:,}, retries: {reader.retries:,}, pages read "
             f"again as they had moved: {reader.pages_dropped:,}."
         )
+        if self._cursor and not reader.rows:
+            log.warning(
+                f"No row was updated since {self._cursor.text}, not even the one the last sync "
+                "stopped at. If base_url was changed to another API, the state must be reset: "
+                "`fivetran reset`, or a re-sync on Fivetran."
+            )
 
 
 def duration(seconds: float) -> str:
@@ -1041,16 +1103,20 @@ def configuration_form():
     """Return the setup form, for Fivetran's dashboard and `fivetran configuration`."""
     form = ConfigurationForm()
     for name, field in Settings.model_fields.items():
+        description = f"{field.description} Allowed: {field.metadata[-1]}."
+        if field.annotation is bool:
+            form.add_field(form_field.ToggleField(name, field.title, description=description))
+            continue
         is_secret = field.annotation is SecretStr
-        default = "" if is_secret or field.is_required() else str(field.default)
+        example = field.examples[0] if field.examples else field.default
         form.add_field(
             form_field.TextField(
                 name,
                 field.title,
                 form_field.TextField.password if is_secret else form_field.TextField.plain_text,
-                description=f"{field.description} Allowed: {field.metadata[-1]}.",
+                description=description,
                 required=field.is_required(),
-                placeholder=field.examples[0] if field.examples else default,
+                placeholder="" if example is None else str(example),
             )
         )
     for label, check in CHECKS.items():

@@ -23,10 +23,17 @@ class Destination:
 
     def __init__(self):
         self.table = {}  # by id
+        self.deleted = set()  # ids of the rows that are marked as deleted
         self.state = {}
         self.operations = []  # ("upsert", row), ("checkpoint", state) and ("warning", message), in their order
         self.crash_after = None  # how many operations to take before a crash
         self._waiting = {}
+        self._truncated = False
+
+    def truncate(self, table: str):
+        assert table == connector.TABLE
+        self._take("truncate", None)
+        self._truncated = True
 
     def upsert(self, table: str, data: dict):
         assert table == connector.TABLE
@@ -43,8 +50,11 @@ class Destination:
 
     def end_sync(self, failed: bool = False):
         """Write the rows that wait for a checkpoint, or drop them if the sync failed."""
-        self.table.update({} if failed else self._waiting)
-        self._waiting = {}
+        if not failed:
+            self.deleted |= set(self.table) if self._truncated else set()
+            self.table.update(self._waiting)
+            self.deleted -= set(self._waiting)
+        self._waiting, self._truncated = {}, False
 
     def all(self, kind: str) -> list:
         return [value for what, value in self.operations if what == kind]

@@ -60,3 +60,10 @@ def table(folder: Path) -> dict:
         names = [column[0] for column in found.description]
         rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
     return {row["id"]: row for row in rows}
+
+
+def deleted(folder: Path) -> set:
+    """The ids of the rows of tester.user that are marked as deleted."""
+    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
+        found = warehouse.execute("select id from tester.user where _fivetran_deleted")
+        return {id for (id,) in found.fetchall()}

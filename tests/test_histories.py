@@ -27,6 +27,7 @@ FAULTS = {
     "cut": requests.exceptions.ChunkedEncodingError(),
     "login": (200, {"Content-Type": "text/html"}, "<html>Please log in</html>"),
 }
+GHOST = "ghost"
 LATE = 6  # seconds, at most: from the time a user is stamped with to the time it can be read
 
 # Which user: how far from the place the next page starts at, where the pages meet; or the list's first, or its last
@@ -90,6 +91,7 @@ def histories(draw):
         "lookback_seconds": str(lookback),
     }
     configuration["parallel_requests"] = str(draw(st.integers(1, 4)))
+    configuration["mark_deleted"] = draw(st.sampled_from(["true", "false"]))
     crashes = draw(st.lists(st.integers(0, 40), max_size=2))
     window_rows = draw(st.sampled_from([8, 12, 20, 10_000]))
     happenings = draw(requests_to_come)
@@ -124,6 +126,7 @@ def lost_users(update, history, tolerated: tuple) -> list:
     """
     api = history.api
     destination = connector.op = plain_loop.op = Destination()
+    destination.table = {GHOST: {"name": "deleted before the first sync"}}
     api.before = [lambda what=what: happen(api, what) for what in history.happenings]
     with api.served():
         for crash_after in [*history.crashes, None, None]:
@@ -136,10 +139,14 @@ def lost_users(update, history, tolerated: tuple) -> list:
         api.commit()
         assume(can_be_paged(api))
         run(update, history, destination, ())
+    marks = update is connector.update and history.configuration["mark_deleted"] == "true"
+    assert (GHOST in destination.deleted) == marks
     return [
         id
         for id, user in api.users.items()
-        if id not in destination.table or destination.table[id]["name"] != user["name"]
+        if id not in destination.table
+        or destination.table[id]["name"] != user["name"]
+        or id in destination.deleted
     ]
 
 
@@ -153,6 +160,9 @@ def can_be_paged(api: MemoryApi) -> bool:
 
 def run(update, history, destination: Destination, tolerated: tuple):
     failed = True
+    api = history.api
+    span = timedelta(seconds=60 if api.stamp is whole_minutes else 0)
+    settled = api.stamp(api.now - timedelta(seconds=20) - span)
     try:
         update(history.configuration, destination.state)
         failed = False
@@ -161,6 +171,13 @@ def run(update, history, destination: Destination, tolerated: tuple):
     finally:
         destination.end_sync(failed)
         end_threads()
+    is_whole = (
+        api.total_cap is None and api.depth is None
+    )  # others may end early: the next goes on
+    if update is connector.update and is_whole and not failed:
+        old = [user for user in api.users.values() if user[UPDATED_AT] < settled]
+        assert [user for user in old if user[ID] in destination.deleted] == []
+        assert [user for user in old if user[ID] not in destination.table] == []
 
 
 def tell(history):

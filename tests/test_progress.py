@@ -23,7 +23,7 @@ def test_the_log_says_what_will_be_read_and_what_was_done(api, sync, capsys):
     )
     sync(lookback_seconds="60")
     assert lines(capsys)[0] == (
-        f"Reading rows updated since {timestamp(EPOCH + timedelta(seconds=250))}, less 60 s, "
+        f"Reading rows updated since {timestamp(EPOCH + timedelta(seconds=190))} "
         "from api.example.com into `user`."
     )
 
