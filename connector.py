@@ -31,6 +31,7 @@ from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 from pydantic import (
     AfterValidator,
+    AliasPath,
     BaseModel,
     BeforeValidator,
     Field,
@@ -44,7 +45,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from requests.adapters import HTTPAdapter
 
-TABLE = "user"
+TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
 SETTLED_AFTER = timedelta(seconds=10)  # younger rows may be committed late, or change again
 WINDOW_ROWS = 10_000  # the deepest offset plus limit: the usual bound of APIs
@@ -84,8 +85,8 @@ class Unavailable(SyncError):
 def schema(configuration: dict):
     """Declare the table, with the columns whose type must not depend on their first values."""
     fields = {name: field for name, field in Row.model_fields.items() if not field.exclude}
-    columns = {api_name(name): field.metadata[-1] for name, field in fields.items()}
-    return [{"table": TABLE, "primary_key": [api_name("id")], "columns": columns}]
+    columns = {field.alias or name: field.metadata[-1] for name, field in fields.items()}
+    return [{"table": TABLE, "primary_key": [ID], "columns": columns}]
 
 
 def update(configuration: dict, state: dict):
@@ -386,7 +387,7 @@ class Reader:
         window.overlap = max(min(2 * window.overlap, length // 2), 1)
 
     def _describe_setbacks(self) -> str:
-        window, time, key = self._window, api_name("updated_at"), api_name("id")
+        window = self._window
         if window.probing:
             return (
                 f"The API promises {window.total} rows, returns none behind offset {window.taken},"
@@ -396,9 +397,10 @@ class Reader:
             )
         return (
             f"The list cannot be paged: {self._setbacks} pages did not continue it, the last at "
-            f"offset {window.offset}. The API must honor offset, and return rows with one {time} "
-            f"in a stable order, such as by {key}. Else set page_size above the number of rows "
-            f"that share a time: at least {len(self._read.ids)} share {self._read.last.text}."
+            f"offset {window.offset}. The API must honor offset, and return rows with one "
+            f"{UPDATED_AT} in a stable order, such as by {ID}. Else set page_size above the "
+            f"number of rows that share a time: at least {len(self._read.ids)} share "
+            f"{self._read.last.text}."
         )
 
     def _after_refusal(self, refusal: Refused):
@@ -413,7 +415,7 @@ class Reader:
             self._window = later
         else:
             raise SyncError(
-                f"More rows share {api_name('updated_at')} {self._read.last.text} than the API "
+                f"More rows share {UPDATED_AT} {self._read.last.text} than the API "
                 f"lets be paged through. Set page_size above their number, or have it accept "
                 f"larger offsets. {refusal}"
             )
@@ -646,7 +648,7 @@ class Client:
         """
         parameters = {
             "updated_since": request.since and request.since.text,  # None leaves it out
-            "order_by": api_name("updated_at"),
+            "order_by": UPDATED_AT,
             "order_type": "asc",
             "limit": request.limit,
             "offset": request.offset,
@@ -784,15 +786,15 @@ class Row(BaseModel, extra="allow", hide_input_in_errors=True):
     are not declared pass through, and the SDK derives the types of their columns.
     """
 
-    id: Annotated[Id, "STRING"]
+    id: Annotated[Id, "STRING"] = Field(alias=ID)
     name: Annotated[Text, "STRING"] = None
     email: Annotated[Text, "STRING"] = None
     address: Annotated[Text, "STRING"] = None
     company: Annotated[Text, "STRING"] = None
     job: Annotated[Text, "STRING"] = None
-    updated_at: Annotated[Time, "UTC_DATETIME"] = Field(alias="updatedAt")
+    updated_at: Annotated[Time, "UTC_DATETIME"] = Field(alias=UPDATED_AT)
     created_at: Annotated[Time | None, "UTC_DATETIME"] = Field(None, alias="createdAt")
-    updated_at_text: str = Field(validation_alias="updatedAt", exclude=True)  # for the cursor
+    updated_at_text: str = Field(validation_alias=UPDATED_AT, exclude=True)  # for the cursor
 
     @property
     def position(self) -> Position:
@@ -812,7 +814,7 @@ class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
     rows: list[Row] = Field(validation_alias="data")
-    total: int = Field(strict=True, ge=0)
+    total: int = Field(validation_alias=AliasPath("total"), strict=True, ge=0)
     offset: int | None = None
 
 
@@ -825,11 +827,6 @@ def to_records(rows: list) -> list:
 
 
 JSON_NAMES = {dict: "an object", list: "an array", type(None): "null"}
-
-
-def api_name(field: str) -> str:
-    """Return what the API calls a field of a row."""
-    return Row.model_fields[field].alias or field
 
 
 def parse_time(text: object) -> datetime:
@@ -855,7 +852,7 @@ def parse_page(answer: object, offset: int) -> Page:
     for before, row in zip(page.rows, page.rows[1:], strict=False):
         if row.updated_at < before.updated_at:
             raise SyncError(
-                f"{where}the {api_name('updated_at')} of row {row.id} is earlier than that of row "
+                f"{where}the {UPDATED_AT} of row {row.id} is earlier than that of row "
                 f"{before.id} before it, out of order. The API must honor order_by and order_type."
             )
     return page
@@ -915,7 +912,7 @@ def check_url(url: str) -> str:
         raise unusable("must have no spaces or line breaks")
     if not is_address or parts.username is not None:
         raise unusable(
-            "must be an http or https address with a host, such as https://api.example.com/users, "
+            "must be an http or https address with a host, such as https://api.example.com/list, "
             "and hold no user name or password: the key of the API belongs in api_key"
         )
     if parts.fragment:
@@ -975,7 +972,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
     base_url: Annotated[str, AfterValidator(check_url), "an http or https address"] = Field(
         title="Address of the API",
         description="The address that lists the rows, without the parameters that are added.",
-        examples=["https://api.example.com/users"],
+        examples=["https://api.example.com/list"],
     )
     api_key: Annotated[SecretStr, AfterValidator(check_key), "ASCII without spaces"] = Field(
         SecretStr(""),

@@ -10,27 +10,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from functools import cache
 from threading import Lock
 from urllib.parse import parse_qsl, urlsplit
 
 import responses
 
+import connector
+
 URL = "https://api.example.com/users"
 EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
-ID, UPDATED_AT, CREATED_AT = "id", "updatedAt", "createdAt"
+TABLE, ID, UPDATED_AT, CREATED_AT, ROWS = "user", "id", "updatedAt", "createdAt", "data"
+COLUMNS = {
+    ID: "STRING",
+    "name": "STRING",
+    "email": "STRING",
+    "address": "STRING",
+    "company": "STRING",
+    "job": "STRING",
+    UPDATED_AT: "UTC_DATETIME",
+    CREATED_AT: "UTC_DATETIME",
+}
 
 
 def envelope(rows: list, total: int, offset: int = 0, limit: int = 100) -> dict:
     """What the API answers."""
-    return {"data": rows, "offset": offset, "limit": limit, "total": total}
-
-
-def rows_of(answer: dict) -> list:
-    return answer["data"]
+    return {ROWS: rows, "offset": offset, "limit": limit, "total": total}
 
 
 def timestamp(time: datetime) -> str:
+    """A time as the API writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@cache
+def instant(text: str) -> datetime:
+    """The time that the API has written, or was asked for."""
+    return connector.parse_time(text)
 
 
 class MemoryApi:
@@ -77,8 +93,6 @@ class MemoryApi:
                 ID: str(number),
                 "name": f"User {number}",
                 "email": f"{number}@example.com",
-                "address": "1 Road",
-                "company": "Company",
                 "job": "Job",
                 CREATED_AT: timestamp(EPOCH),
                 UPDATED_AT: self.stamp(time),
@@ -114,7 +128,7 @@ class MemoryApi:
         for due, user in [late for late in self._late if late[0] <= self.now]:
             self._late.remove((due, user))
             before = self.users.get(user[ID])
-            if before is None or before[UPDATED_AT] <= user[UPDATED_AT]:
+            if before is None or instant(before[UPDATED_AT]) <= instant(user[UPDATED_AT]):
                 self.users[user[ID]] = user
 
     # What it answers
@@ -125,15 +139,13 @@ class MemoryApi:
             if self.tie_order
             else list(self.users.values())
         )
-        return sorted(users, key=lambda user: user[UPDATED_AT])
+        return sorted(users, key=lambda user: instant(user[UPDATED_AT]))
 
     def page(self, parameters: dict) -> dict:
-        since = parameters.get("updated_since", "")
-        users = [
-            user
-            for user in self.sorted_users()
-            if user[UPDATED_AT] > since or (user[UPDATED_AT] == since and not self.exclusive)
-        ]
+        users = self.sorted_users()
+        if "updated_since" in parameters:
+            since = instant(parameters["updated_since"]) + timedelta(microseconds=self.exclusive)
+            users = [user for user in users if instant(user[UPDATED_AT]) >= since]
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
         length = min(
             limit, self.page_cap or limit, self.page_lengths() if self.page_lengths else limit

@@ -26,7 +26,7 @@ def test_a_full_sync_marks_the_users_deleted_since_the_last_one(api, tmp_path):
     assert sdk.deleted(tmp_path) == set()  # an incremental sync cannot know
     full_sync(tmp_path)
     assert sdk.deleted(tmp_path) == {"7", "20", "50"}
-    api.add(1, id="7", updated_at=api.now)
+    api.add(1, updated_at=api.now, **{ID: "7"})
     full_sync(tmp_path)
     assert sdk.deleted(tmp_path) == {"20", "50"}
 

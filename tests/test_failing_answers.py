@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from connector import SyncError
-from memory_api import EPOCH, ID, UPDATED_AT, envelope
+from memory_api import CREATED_AT, EPOCH, ID, ROWS, UPDATED_AT, envelope
 
 
 def answer_all(answer) -> dict:
@@ -205,9 +205,7 @@ def test_an_endless_redirect_is_an_error(api, sync):
 
 def with_user(**fields):
     """An answer whose third page has a user that is not as it should be, in its middle."""
-    return lambda page: (
-        page | {"data": [*page["data"][:3], page["data"][3] | fields, *page["data"][4:]]}
-    )
+    return lambda page: page | {ROWS: [*page[ROWS][:3], page[ROWS][3] | fields, *page[ROWS][4:]]}
 
 
 WRONG = {
@@ -215,27 +213,30 @@ WRONG = {
     "a text": (lambda page: "users", "`answer` should be an object, but is str"),
     "no data": (lambda page: {"total": 250}, "`data` is missing; there is total"),
     "data as object": (
-        lambda page: page | {"data": {"id": 1}},
+        lambda page: page | {ROWS: {"id": 1}},
         "`data` should be a valid list, but is an object",
     ),
     "user as text": (
-        lambda page: page | {"data": ["jo@example.com"]},
+        lambda page: page | {ROWS: ["jo@example.com"]},
         "`data.0` should be an object, but is str",
     ),
     "no id": (with_user(id=None), "`data.3.id` should be a valid string, but is null"),
     "id as object": (with_user(id={}), "`data.3.id` should be a valid string, but is an object"),
     "no time": (
-        with_user(updatedAt=None),
+        with_user(**{UPDATED_AT: None}),
         "`data.3.updatedAt` should be an ISO 8601 date and time, but is null",
     ),
-    "time as number": (with_user(updatedAt=1700000000), "`data.3.updatedAt` .*, but is int"),
-    "no time at all": (with_user(updatedAt="soon"), "`data.3.updatedAt` .*, but is str"),
-    "a long text": (with_user(id=1, updatedAt="x" * 41), "`data.3.updatedAt` .*, but is str"),
-    "out of year": (
-        with_user(updatedAt="0001-01-01T00:00:00+02:00"),
+    "time as number": (with_user(**{UPDATED_AT: 1700000000}), "`data.3.updatedAt` .*, but is int"),
+    "no time at all": (with_user(**{UPDATED_AT: "soon"}), "`data.3.updatedAt` .*, but is str"),
+    "a long text": (
+        with_user(id=1, **{UPDATED_AT: "x" * 41}),
         "`data.3.updatedAt` .*, but is str",
     ),
-    "created when": (with_user(createdAt="soon"), "`data.3.createdAt` .*, but is str"),
+    "out of year": (
+        with_user(**{UPDATED_AT: "0001-01-01T00:00:00+02:00"}),
+        "`data.3.updatedAt` .*, but is str",
+    ),
+    "created when": (with_user(**{CREATED_AT: "soon"}), "`data.3.createdAt` .*, but is str"),
     "no total": (
         lambda page: page | {"total": None},
         "`total` should be a valid integer, but is null",
@@ -261,7 +262,7 @@ WRONG = {
         "`offset` should be as requested, but is 7",
     ),
     "out of order": (
-        with_user(updatedAt="2024-01-01T00:00:01Z"),
+        with_user(**{UPDATED_AT: "2024-01-01T00:00:01Z"}),
         "the updatedAt of row 202 is earlier than that of row 201 before it",
     ),
 }
@@ -279,7 +280,7 @@ def test_a_wrong_answer_is_an_error_that_says_what_is_wrong_and_the_state_stays_
     assert "offset 198" in str(caught.value)
     assert "@example.com" not in str(caught.value)
     assert list(destination.table) == [str(number) for number in range(1, 200)]
-    assert destination.state == {"last_updated_at": api.users["199"]["updatedAt"]}
+    assert destination.state == {"last_updated_at": api.users["199"][UPDATED_AT]}
 
 
 def test_a_total_smaller_than_its_first_page_is_no_end(api, sync):
@@ -291,7 +292,7 @@ def test_a_total_smaller_than_its_first_page_is_no_end(api, sync):
 @pytest.mark.parametrize("offset", [{}, {"offset": None}])
 def test_an_offset_that_is_missing_or_null_is_no_error(api, sync, offset):
     api.add(3)
-    api.answers = {1: lambda page: {"data": page["data"], "total": 3} | offset}
+    api.answers = {1: lambda page: envelope(page[ROWS], 3) | offset}
     assert len(sync().table) == 3
 
 

@@ -71,7 +71,7 @@ def histories(draw):
         st.sampled_from([[0, 0, 1, 2, 60, 61], range(0, 60, 3), [60], [60, 60, 60, 60, 3]])
     )
     for number, age in enumerate(draw(st.lists(st.sampled_from(ages), min_size=6, max_size=26))):
-        api.add(id=str(number * 37 % 100), updated_at=api.now - timedelta(seconds=age))
+        api.add(1, api.now - timedelta(seconds=age), **{ID: str(number * 37 % 100)})
     page_size = draw(st.integers(2, 7))
     api.page_cap = draw(normal(None)(2, 3, 5))
     api.total_cap = draw(normal(None)(page_size, page_size + 3, 15))
@@ -111,7 +111,7 @@ def happen(api: MemoryApi, what: list | str):
             api.now += timedelta(seconds=value)
         elif kind == "insert":
             if str(value) not in api.users:
-                api.add(id=str(value), updated_at=api.now, late=seconds_late)
+                api.add(1, api.now, seconds_late, **{ID: str(value)})
         elif users and kind == "touch":
             api.touch(users[at][ID], late=seconds_late)
         elif users:

@@ -11,7 +11,7 @@ import pytest
 import connector
 import http_server
 from connector import SyncError
-from memory_api import EPOCH, MemoryApi
+from memory_api import EPOCH, ID, UPDATED_AT, MemoryApi
 
 PARALLEL = [1, 2, 4, 16]
 
@@ -41,7 +41,7 @@ def traffic(api):
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_as_many_requests_are_in_flight_as_may_be_and_never_more(api, traffic, sync, parallel):
-    api.add(300)
+    api.add(900)
     api.before = (
         [None] * 20 + [lambda: api.touch("250")] + [None] * 10 + [lambda: api.touch("251")]
     )
@@ -54,7 +54,7 @@ def test_as_many_requests_are_in_flight_as_may_be_and_never_more(api, traffic, s
 def test_users_come_in_order_whatever_the_number_of_requests(api, sync, parallel):
     api.add(300)
     times = [
-        row["updatedAt"]
+        row[UPDATED_AT]
         for row in sync(page_size="7", parallel_requests=str(parallel)).all("upsert")
     ]
     assert times == sorted(times)
@@ -100,12 +100,12 @@ def test_the_next_window_is_asked_for_before_the_last_page_of_this_one_is_writte
 
     def note_and_answer(request):
         response = answer(request)
-        if api.requests[-1].get("updated_since") == api.users["100"]["updatedAt"]:
+        if api.requests[-1].get("updated_since") == api.users["100"][UPDATED_AT]:
             asked.set()
         return response
 
     def wait_and_upsert(table, row):
-        if row["id"] == "92":  # the first user that the last page of the window adds
+        if row[ID] == "92":  # the first user that the last page of the window adds
             assert asked.wait(timeout=10)
         upsert(table, row)
 

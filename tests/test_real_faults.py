@@ -10,7 +10,7 @@ import pytest
 import connector
 import http_server
 import sdk
-from memory_api import MemoryApi
+from memory_api import ID, ROWS, UPDATED_AT, MemoryApi
 
 SYNC = """
 import sys
@@ -88,7 +88,7 @@ def test_a_sync_that_is_killed_and_started_again_ends_with_the_same_table(server
     assert {id: row["name"] for id, row in sdk.table(tmp_path).items()} == {
         id: user["name"] for id, user in server.api.users.items()
     }
-    assert sdk.state(tmp_path) == {"last_updated_at": server.api.users["600"]["updatedAt"]}
+    assert sdk.state(tmp_path) == {"last_updated_at": server.api.users["600"][UPDATED_AT]}
     assert (
         server.asked < 55
     )  # of 68: what was checkpointed before the last kill was not read again
@@ -96,5 +96,5 @@ def test_a_sync_that_is_killed_and_started_again_ends_with_the_same_table(server
 
 def test_a_sync_that_fails_ends_though_another_request_is_stalled(server, tmp_path):
     server.faults = {2: "stall", 3: "stall", 4: "stall", 5: "stall"}
-    server.api.answers = {1: lambda page: page | {"data": [*page["data"][:9], {"id": None}]}}
+    server.api.answers = {1: lambda page: page | {ROWS: [*page[ROWS][:9], {ID: None}]}}
     assert start_sync(tmp_path, server.url).wait(timeout=30) == 1

@@ -10,7 +10,7 @@ from fivetran_connector_sdk_cli import configuration_command
 
 import connector
 import http_server
-from memory_api import EPOCH, URL, MemoryApi
+from memory_api import EPOCH, ROWS, URL, MemoryApi
 
 
 def answer_all(answer) -> dict:
@@ -157,14 +157,16 @@ def test_a_server_that_never_answers_fails_in_time(verdict, monkeypatch):
 
 def test_users_that_are_not_sorted_fail(api, verdict):
     api.add(50)
-    api.answers = answer_all(lambda page: page | {"data": page["data"][::-1]})
+    api.answers = answer_all(lambda page: page | {ROWS: page[ROWS][::-1]})
     assert "out of order" in verdict()
 
 
 def test_an_updated_since_that_is_ignored_fails(api, verdict):
     api.add(50)
     page = api.page
-    api.page = lambda parameters: page(parameters | {"updated_since": ""})
+    api.page = lambda parameters: page(
+        {n: v for n, v in parameters.items() if n != "updated_since"}
+    )
     assert "returns rows updated before updated_since" in verdict()
 
 

@@ -1,30 +1,16 @@
 """What a sync does when nothing goes wrong and nothing moves."""
 
+import json
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import connector
-from memory_api import EPOCH, timestamp
+from memory_api import COLUMNS, CREATED_AT, EPOCH, ID, TABLE, UPDATED_AT, envelope, timestamp
 
 
-def test_the_schema_is_the_table_user_with_its_key_and_eight_columns():
-    assert connector.schema({}) == [
-        {
-            "table": "user",
-            "primary_key": ["id"],
-            "columns": {
-                "id": "STRING",
-                "name": "STRING",
-                "email": "STRING",
-                "address": "STRING",
-                "company": "STRING",
-                "job": "STRING",
-                "updatedAt": "UTC_DATETIME",
-                "createdAt": "UTC_DATETIME",
-            },
-        }
-    ]
+def test_the_schema_is_one_table_with_its_key_and_typed_columns():
+    assert connector.schema({}) == [{"table": TABLE, "primary_key": [ID], "columns": COLUMNS}]
 
 
 def test_the_first_sync_reads_every_user(api, sync):
@@ -36,7 +22,7 @@ def test_the_first_sync_asks_without_updated_since(api, sync):
     api.add(3)
     sync()
     assert api.requests == [
-        {"order_by": "updatedAt", "order_type": "asc", "limit": "100", "offset": "0"}
+        {"order_by": UPDATED_AT, "order_type": "asc", "limit": "100", "offset": "0"}
     ]
 
 
@@ -53,7 +39,7 @@ def test_the_next_sync_reads_only_the_edge_and_what_changed(api, sync, destinati
     api.touch("7")
     api.add(1, updated_at=api.now)
     destination.operations.clear()
-    assert [user["id"] for user in sync().all("upsert")] == ["250", "7", "251"]
+    assert [user[ID] for user in sync().all("upsert")] == ["250", "7", "251"]
 
 
 def test_an_unchanged_second_sync_is_one_request(api, sync):
@@ -85,7 +71,7 @@ def test_every_page_is_checkpointed_after_its_rows_and_never_ahead_of_them(api, 
     kinds = []
     for kind, value in sync().operations:
         if kind == "upsert":
-            delivered.append(value["updatedAt"])
+            delivered.append(value[UPDATED_AT])
         else:
             assert connector.parse_time(value["last_updated_at"]) == delivered[-1]
         kinds.append(kind[0])
@@ -94,7 +80,7 @@ def test_every_page_is_checkpointed_after_its_rows_and_never_ahead_of_them(api, 
 
 
 def test_the_state_has_one_key_and_the_value_is_the_apis_own_string(api, sync):
-    api.add(1, updatedAt="2024-01-15T10:30:00.1234567+02:00")
+    api.add(1, **{UPDATED_AT: "2024-01-15T10:30:00.1234567+02:00"})
     assert sync().state == {"last_updated_at": "2024-01-15T10:30:00.1234567+02:00"}
 
 
@@ -143,30 +129,32 @@ def test_a_field_the_schema_does_not_name_passes_through(api, sync):
     ],
 )
 def test_what_is_no_text_in_a_string_column_is_stored_as_json(api, sync, value, stored):
-    api.add(1, address=value)
-    assert sync().table["1"]["address"] == stored
+    api.add(1, name=value)
+    assert sync().table["1"]["name"] == stored
 
 
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/plain", "text/html; charset=iso-8859-1", ""]
 )
 def test_json_is_read_as_utf_8_whatever_type_the_api_says_it_has(api, sync, content_type):
-    body = '{"data": [{"id": "1", "name": "Zo\u00eb", "updatedAt": "2024-01-15T10:30:00Z"}], "total": 1}'
+    user = {ID: "1", "name": "Zo\u00eb", UPDATED_AT: "2024-01-15T10:30:00Z"}
+    body = json.dumps(envelope([user], 1), ensure_ascii=False)
     api.answers = {1: (200, {"Content-Type": content_type}, body)}
     assert sync().table["1"]["name"] == "Zo\u00eb"
 
 
 def test_half_an_emoji_which_is_no_utf_8_is_replaced(api, sync):
-    body = '{"data": [{"id": "1", "name": "Jo \\ud83d\\ude00 \\ud83d", "updatedAt": "2024-01-15"}], "total": 1}'
+    user = {ID: "1", "name": "Jo \ud83d\ude00 \ud83d", UPDATED_AT: "2024-01-15"}
+    body = json.dumps(envelope([user], 1))
     api.answers = {1: (200, {}, body)}
     assert sync().table["1"]["name"] == "Jo \U0001f600 ?"
 
 
 def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, sync):
-    api.add(1, createdAt=None)
+    api.add(1, **{CREATED_AT: None})
     row = sync().table["1"]
-    assert row["updatedAt"] == EPOCH + timedelta(seconds=1)
-    assert row["createdAt"] is None
+    assert row[UPDATED_AT] == EPOCH + timedelta(seconds=1)
+    assert row[CREATED_AT] is None
 
 
 @pytest.mark.parametrize(
