@@ -414,8 +414,9 @@ class Reader:
             self._max_depth = window.offset
             self._window = later
         else:
+            last = self._read.last
             raise SyncError(
-                f"More rows share {UPDATED_AT} {self._read.last.text} than the API "
+                f"More rows share {UPDATED_AT} {last.text if last else ''} than the API "
                 f"lets be paged through. Set page_size above their number, or have it accept "
                 f"larger offsets. {refusal}"
             )
@@ -996,7 +997,6 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         description="How long before the last cursor a sync begins: for APIs that show changes "
         "more than 10 seconds late. 1 if `updated_since` leaves out rows of that very second.",
     )
-
     mark_deleted: Annotated[bool, BeforeValidator(read_toggle), "true or false"] = Field(
         False,
         title="Mark deleted rows",
@@ -1029,7 +1029,9 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
             self.api_key.get_secret_value(),
             *(value for _, value in query if len(value) > 7),
         ]
-        forms = {form for v in values if v for form in (v, quote_plus(v), quote(v, safe=""))}
+        forms = {
+            form for v in values if len(v) > 3 for form in (v, quote_plus(v), quote(v, safe=""))
+        }
         forms |= {form.replace("/", "\\/") for form in forms}  # as some APIs write JSON
         return sorted(forms, key=len, reverse=True)
 

@@ -203,6 +203,38 @@ def show_row_cost(count: int):
     )
 
 
+def show_losses():
+    """Print how many users of a moving list two syncs leave out, the second after it has come to rest."""
+    import demo
+    import sdk
+
+    sdk.Logging.LOG_LEVEL = sdk.Logging.Level.WARNING
+    print(f"Users missing, of {demo.USERS:,}, in pages of {PAGE_SIZE}")
+    print("changes a page " + "".join(f"{name:>16}" for name in demo.READERS))
+    for changes in (0, 1, 5, 20):
+        missing = [
+            missing_users(reader, demo.MovingApi(changes)) for reader in demo.READERS.values()
+        ]
+        print(f"{changes:<15}" + "".join(f"{count:16}" for count in missing))
+
+
+def missing_users(reader, api) -> int:
+    import http_server
+
+    names, state = {}, {}
+    reader.op = SimpleNamespace(
+        upsert=lambda table, row: names.update({row["id"]: row["name"]}),
+        checkpoint=lambda new: state.update(new),
+    )
+    with http_server.serve(api) as server:
+        settings = {"base_url": server.url, "page_size": str(PAGE_SIZE), "parallel_requests": "1"}
+        reader.update(settings, {})
+        api.changes = 0
+        api.now += timedelta(seconds=60)
+        reader.update(settings, state)
+    return sum(names.get(id) != user["name"] for id, user in api.users.items())
+
+
 # The comparison
 
 
@@ -267,33 +299,10 @@ def show(delay: int, medians: dict):
         )
 
 
-def draw(results: dict, path: Path):
-    """Save a chart of the wall time of each contender, as a multiple of the floor, over the delay."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.6))
-    delays = list(results)
-    for contender in CONTENDERS[1:]:
-        ratios = [
-            results[delay][contender]["wall"] / results[delay]["floor"]["wall"] for delay in delays
-        ]
-        axes.plot(delays, ratios, marker="o", label=contender)
-    axes.axhline(1, color="gray", linestyle=":", label="floor")
-    axes.set(
-        xlabel="how long an answer of the API takes (ms)",
-        ylabel="wall time / floor",
-        ylim=(0, None),
-    )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "command", nargs="?", choices=["compare", "row", "serve", "run"], default="compare"
+        "command", nargs="?", choices=["compare", "row", "loss", "serve", "run"], default="compare"
     )
     parser.add_argument("contender", nargs="?", choices=CONTENDERS)
     parser.add_argument("--users", type=int, default=20_000)
@@ -310,9 +319,6 @@ def main():
     parser.add_argument(
         "--only", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="contenders to run"
     )
-    parser.add_argument(
-        "--chart", type=Path, help="where to save a chart of the ratios; needs matplotlib"
-    )
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument(
         "--nowhere", action="store_true", help="write nowhere: what reading alone costs"
@@ -322,20 +328,19 @@ def main():
         options.only = [contender for contender in options.only if contender != "floor"]
     if options.command == "serve":
         serve(options.users, options.delay[0] / 1000)
+    elif options.command == "loss":
+        show_losses()
     elif options.command == "row":
         show_row_cost(options.users)
     elif options.command == "run":
         run(options.contender, options.users, options.url, options.nowhere)
     else:
         print(f"{options.users:,} users, pages of {PAGE_SIZE}, medians of {options.runs}")
-        results = {}
         for delay in options.delay:
-            results[delay] = compare(
+            medians = compare(
                 options.users, round(delay), options.runs, list(options.only), options.nowhere
             )
-            show(round(delay), results[delay])
-        if options.chart:
-            draw(results, options.chart)
+            show(round(delay), medians)
 
 
 if __name__ == "__main__":

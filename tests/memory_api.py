@@ -6,15 +6,19 @@ what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qsl, urlsplit
 
 import responses
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import connector
 

@@ -98,3 +98,15 @@ def test_a_sync_that_fails_ends_though_another_request_is_stalled(server, tmp_pa
     server.faults = {2: "stall", 3: "stall", 4: "stall", 5: "stall"}
     server.api.answers = {1: lambda page: page | {ROWS: [*page[ROWS][:9], {ID: None}]}}
     assert start_sync(tmp_path, server.url).wait(timeout=30) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT can be sent to a process there")
+def test_a_sync_that_is_interrupted_ends_though_a_request_is_stalled(server, tmp_path):
+    server.faults = dict.fromkeys(range(4, 50), "stall")
+    process = start_sync(tmp_path, server.url)
+    while server.asked < 4:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=20)  # of the 60 s that the answer would be waited for
+    assert process.returncode != 0
+    assert sdk.state(tmp_path) != {}
