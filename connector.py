@@ -50,10 +50,10 @@ TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's nam
 SETTLED_AFTER = timedelta(seconds=10)  # younger rows may be committed late, or change again
 WINDOW_ROWS = 10_000  # the deepest offset plus limit: the usual bound of APIs
 MAX_SETBACKS = 5  # pages that do not continue the list, without a new row in between
-MAX_YOUNG_PAGES = 100  # pages of rows changed during the sync, once the promised rows are read
+MAX_YOUNG_PAGES = 100  # pages of rows that changed during the sync, after the first total's rows
 
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is between two pieces of an answer
-TRIES, FIRST_TRIES = 6, 3  # requests for one page; before any page has come
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
+TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
 MAX_WAIT = 600  # seconds: the longest Retry-After, and from the first try of a page to its last
 PAGES_BEFORE_GROWTH = 20  # between two steps of reading ahead, once that had to slow down
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
@@ -193,12 +193,12 @@ class RowsRead:
     """What has been read of a list: the last timestamp, and the ids of the rows that have it.
 
     The list is sorted by timestamp, and ties keep their order. So a row that changes leaves its
-    place for the end, a deleted row leaves, no row joins in the middle, and the order of all
-    others stays. Everything in front of a row that has been read has therefore been read too: a
-    page that begins with such a row leaves no gap, however many rows have left meanwhile, and
-    whichever of two pages the API answered first. Nor does a page at offset 0, if `updated_since`
-    is not later than the last timestamp. Only rows of the last 10 seconds may still join in the
-    middle: `next_cursor` leaves them to the next sync.
+    place for the end, a deleted row leaves, and none of those older than 10 seconds joins in the
+    middle: their order stays. Everything in front of a row that has been read has therefore been
+    read, or has left. A page that begins with such a row leaves no gap, however many rows have
+    left, and whichever of two pages the API answered first; nor does a page at offset 0, as
+    `updated_since` is never later than the last timestamp. Rows that change or appear meanwhile
+    are in no danger: `next_cursor` stays 10 seconds behind the start, so the next sync reads them.
     """
 
     def __init__(self):
@@ -233,10 +233,10 @@ class Window:
     total: int = 0  # rows of the window, as the API promised last
     offset: int = 0  # of the next page
     overlap: int = 1  # rows that the next page shares with the one before
-    taken: int = 0  # the offset of the last page taken
+    taken: int = 0  # the offset of the last page that was accepted
     first: tuple | None = None  # the version of the row that it began with
-    probing: bool = False  # whether the next page is only to tell if the total is true
-    confirming: bool = False  # whether the next page is the last one once more
+    probing: bool = False  # the next page is requested to see whether the total is right
+    confirming: bool = False  # the last page is requested again, to be sure of the end
 
 
 class Reader:
@@ -254,10 +254,11 @@ class Reader:
         self._client = client
         self._read = RowsRead()
         self._limit = max(self.settings.page_size, 2)  # rows to ask for: pages overlap by one
-        self._length = None  # rows of the last page, which may be fewer
+        self._length = None  # rows that the last page had, as the API may return fewer
         self._max_depth = WINDOW_ROWS
         self._promised = None  # rows, by the total of the first page
         self._setbacks = self._young_pages = 0
+        self._timeouts = 0  # of the next page
         lookback, start_date = self.settings.lookback_seconds, self.settings.start_date
         if cursor is None:
             since = Position.at(start_date) if start_date else None
@@ -284,7 +285,8 @@ class Reader:
                 self._after_refusal(refusal)
                 continue
             if window.probing and not page.rows and page.total >= window.total:
-                return  # no rows where the last ones were promised: the total is too large
+                self._end_before_total()
+                continue
             new = [row for row in page.rows if row not in self._read]
             leaves_no_gap = window.offset == 0 or (page.rows and page.rows[0] in self._read)
             disordered = self._is_disordered(page, new)
@@ -353,16 +355,32 @@ class Reader:
             window.probing = True
             window.offset = max(window.total - self._limit, end, window.offset + 1)
 
+    def _end_before_total(self):
+        """Accept that the list has ended, as there is no row where its total promised the last."""
+        window, self._window = self._window, None
+        returned = len(self._read.ids)
+        if not self.rows and self.since is None:
+            raise SyncError(f"The API promises {window.total} rows, but returns none.")
+        if window.total - window.taken - returned > (self._length or self._limit):
+            log.warning(
+                f"The API promises {window.total} rows from offset 0 on, but returns none behind "
+                f"offset {window.taken}. Its total is too large, or it leaves rows out."
+            )
+
     def _is_disordered(self, page: "Page", new: list) -> bool:
-        """Return whether no stable order explains a page. Answers that overtake each other may."""
+        """Return whether no stable order explains a page.
+
+        A single such page may come of answers that overtook each other.
+        """
         window, rows = self._window, page.rows
         if not rows:
             return 0 < window.offset < page.total
         if window.offset > window.taken and rows[0].version == window.first:
             return True  # the offset is ignored, or not followed that deep
         if not new or rows[-len(new)] is new[0]:
-            return False  # what has been read is in front of what is new
-        recent = self._client.started - SETTLED_AFTER - timedelta(minutes=1)  # if cut to minutes
+            return False  # all rows that have been read are in front of the new ones
+        # The order of recent rows may be odd. A timestamp may be cut to the minute.
+        recent = self._client.started - SETTLED_AFTER - timedelta(minutes=1)
         behind = rows[rows.index(new[0]) :]
         return any(row in self._read and row.updated_at < recent for row in behind)
 
@@ -409,7 +427,9 @@ class Reader:
         if window.offset == 0:
             self._limit, self._length = smaller(self._limit, refusal), None
         elif window.probing and window.offset > window.taken + 1:
-            window.offset = (window.offset + window.taken + 1) // 2
+            window.offset = (window.offset + window.taken + 1) // 2  # as far as it accepts
+        elif window.probing:
+            self._end_before_total()  # it refuses offsets behind its last row
         elif later := self._later_window():
             self._max_depth = window.offset
             self._window = later
@@ -458,13 +478,17 @@ class Reader:
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(MAX_WAIT + 1),
-            before=lambda attempt: attempt.attempt_number > 1 and self.ahead.forget_failures(),
-            before_sleep=self._prepare_retry,
+            before=self._prepare_try,
+            before_sleep=self._after_failure,
             retry_error_callback=self._give_up,
         )
         return retrying(lambda: self.ahead.get(self._coming()))
 
-    def _prepare_retry(self, attempt: tenacity.RetryCallState):
+    def _prepare_try(self, attempt: tenacity.RetryCallState):
+        if attempt.attempt_number > 1:
+            self.ahead.forget_failures()
+
+    def _after_failure(self, attempt: tenacity.RetryCallState):
         """Log a failure, and ask for less: fewer rows if pages time out, or fewer pages ahead."""
         error = attempt.outcome.exception()
         self.retries += 1
@@ -502,7 +526,8 @@ BACKOFF = tenacity.wait_exponential_jitter(max=60)
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
     """Return how long to wait before the next try: as long as the API asks, or a growing time."""
     asked = attempt.outcome.exception().retry_after
-    return BACKOFF(attempt) if asked is None else asked
+    is_unhelpful = asked is None or (asked == 0 and attempt.attempt_number > 1)
+    return BACKOFF(attempt) if is_unhelpful else asked
 
 
 # Reading ahead
@@ -535,6 +560,8 @@ class ReadAhead:
             self.ask([first, *others])
         began = monotonic()
         try:
+            if not wait([future], timeout=MAX_WAIT).done:
+                raise Unavailable(f"no whole answer within {MAX_WAIT} s", timed_out=True)
             return future.result()
         finally:
             self.waited += monotonic() - began
@@ -616,7 +643,7 @@ class Client:
 
     def __init__(self, settings: "Settings"):
         self.settings = settings
-        self.started = None  # the API's clock at the first request
+        self.started = None  # the API's clock when the first request that succeeded was sent
         self._session = requests.Session()
         # What the environment says of proxies and certificates, read once; not ~/.netrc, which
         # would replace the key.
@@ -662,11 +689,14 @@ class Client:
             raise SyncError(problem) from None
         except requests.RequestException as error:
             raise describe_error(error, self.settings.host) from None
-        if self.started is None:
+        except OSError as error:  # certificates that cannot be read
+            raise SyncError(f"No request is possible: {error}") from None
+        self._check_status(response, request.offset)
+        answer = self._read_json(response)
+        if self.started is None:  # only one request is sent before the first answer
             # no later than when the request was sent, as the page may be older than its Date
             self.started = server_time(response) - response.elapsed
-        self._check_status(response, request.offset)
-        return self._read_json(response)
+        return answer
 
     def _check_status(self, response: requests.Response, offset: int):
         code, reason = response.status_code, self._hide_secrets(response.reason or "")
@@ -690,8 +720,10 @@ class Client:
     def _read_json(self, response: requests.Response) -> object:
         body = response.content
         try:
-            answer = json.loads(body)  # not response.json(), which takes text/* for Latin-1
-            if rb"\ud" in body.lower():  # a lone surrogate cannot be encoded: make it a `?`
+            # not response.json(), which takes text/* for Latin-1
+            text = body.decode(json.detect_encoding(body), "replace")
+            answer = json.loads(text)
+            if "\\ud" in text.lower():  # a lone surrogate cannot be encoded: make it a `?`
                 text = json.dumps(answer, ensure_ascii=False)
                 answer = json.loads(text.encode("utf-8", "replace"))
             return answer
@@ -804,7 +836,7 @@ class Row(BaseModel, extra="allow", hide_input_in_errors=True):
 
     @property
     def version(self) -> tuple:
-        """What tells the row from all others, and from itself before and after a change."""
+        """Identifies the row in its present state: its id and timestamp."""
         return self.id, self.updated_at
 
     def __repr__(self) -> str:
@@ -875,7 +907,8 @@ def describe_fault(fault: dict) -> str:
     if kind == "missing" and fault["loc"][0] in known:
         return f"{path} is missing: it is required ({known[fault['loc'][0]].title})"
     if kind == "missing":
-        return f"{path} is missing; there is {', '.join(map(str, list(came)[:20])) or 'nothing'}"
+        names = [name for name in came if re.fullmatch(r"\w{1,40}", name)][:20]  # no e-mails
+        return f"{path} is missing; there is {', '.join(names) or 'nothing'}"
     if kind == "extra_forbidden":
         nearest = get_close_matches(fault["loc"][0], known, n=1)
         return f"{path} is not a setting; is {' or '.join(nearest or known)} meant?"

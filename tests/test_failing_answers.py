@@ -320,3 +320,39 @@ def test_a_state_that_this_connector_did_not_write_is_an_error_and_no_full_sync(
     with pytest.raises(ValueError, match="The state's last_updated_at should be an ISO 8601 time"):
         sync(state)
     assert api.requests == []
+
+
+def test_the_start_of_a_sync_is_that_of_the_first_answer_that_succeeds(api, sync):
+    api.add(3)
+    api.add(1, updated_at=api.now)
+    api.answers = {1: (503, {"Date": "none"}, "")}  # of a proxy; the local clock is far ahead
+    assert sync().state == {"last_updated_at": api.updated_at("3")}
+
+
+def test_keys_that_may_be_peoples_data_are_not_quoted(api, sync):
+    api.answers = {1: lambda page: {"jo@example.com": [], "users": []}}
+    with pytest.raises(SyncError, match="is missing; there is users") as caught:
+        sync()
+    assert "jo@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bytes_", [b"\xed\xa0\x80", b"\xff"])
+def test_bytes_that_are_no_text_are_replaced(api, sync, bytes_):
+    user = {ID: "1", "name": "Jo X", UPDATED_AT: "2024-01-15"}
+    body = json.dumps(envelope([user], 1)).encode().replace(b"X", bytes_)
+    api.answers = {1: (200, {}, body)}
+    assert sync().table["1"]["name"].startswith("Jo \ufffd")
+
+
+def test_certificates_that_cannot_be_read_are_an_error(sync, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+    with pytest.raises(SyncError, match=r"No request is possible.*/no/such/file"):
+        sync(base_url="https://127.0.0.1:9/users")
+
+
+def test_a_retry_after_of_0_does_not_use_up_all_tries_at_once(api, sync, clock):
+    api.add(1)
+    api.answers = dict.fromkeys((1, 2), (429, {"Retry-After": "0"}, ""))
+    sync()
+    assert clock.waits[0] == 0
+    assert clock.waits[1] > 1

@@ -282,13 +282,35 @@ def test_pages_of_one_user_are_an_error(api, sync):
 
 
 @pytest.mark.parametrize("excess", [1, 3, 1000])
-@pytest.mark.parametrize("count", [0, 1, 2, 99, 100, 101, 150])
+@pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 150])
 def test_a_total_that_promises_more_than_the_list_holds_is_no_error(api, sync, count, excess):
     api.add(count)
     api.total_excess = excess
     assert set(sync().table) == set(api.users)
     assert len(api.requests) <= count / 99 + 4
     assert set(sync().table) == set(api.users)
+
+
+def test_a_full_sync_that_is_promised_rows_and_gets_none_is_an_error(api, sync):
+    api.total_excess = 5
+    with pytest.raises(SyncError, match="promises 5 rows, but returns none"):
+        sync()
+    api.offset_max = 0
+    with pytest.raises(SyncError, match="promises 5 rows, but returns none"):
+        sync()
+
+
+def test_an_api_that_overstates_its_total_and_refuses_offsets_behind_its_end_is_read(api, sync):
+    api.add(150)
+    api.total_excess, api.offset_max = 1, 149
+    assert set(sync().table) == set(api.users)
+
+
+def test_a_total_that_is_far_too_large_is_logged(api, sync, capsys):
+    api.add(150)
+    api.total_excess = 1000
+    sync()
+    assert "Its total is too large, or it leaves rows out" in capsys.readouterr().out
 
 
 # Lists that take more than a new window
