@@ -13,7 +13,8 @@ import sdk
 from memory_api import ID, ROWS, UPDATED_AT, MemoryApi
 
 SYNC = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
 import connector, sdk
