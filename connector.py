@@ -85,6 +85,7 @@ class Unavailable(SyncError):
 def schema(configuration: dict):
     """Declare the table, with the columns whose type must not depend on their first values."""
     fields = {name: field for name, field in Row.model_fields.items() if not field.exclude}
+    # the last thing that an annotation of `Row` says is the type of the column
     columns = {field.alias or name: field.metadata[-1] for name, field in fields.items()}
     return [{"table": TABLE, "primary_key": [ID], "columns": columns}]
 
@@ -315,11 +316,11 @@ class Reader:
         """Decide after a page where to read on, or that the list has ended."""
         window, count = self._window, len(page.rows)
         end = window.offset + count
-        is_full = 1 < count >= (self._length or self._limit)
+        is_full = 1 < count >= (self._length or self._limit)  # one row is the overlap alone
         if self._young_pages >= MAX_YOUNG_PAGES:
-            self._window = None  # the list changes faster than it is read: the next sync goes on
+            self._window = None  # it changes faster than it is read: the next sync goes on
         elif end < page.total and count <= 1:
-            self._after_nothing(end)
+            self._after_missing_rows(end)
         elif end < page.total:
             if self._length not in (None, count):
                 self.ahead.slow_down()
@@ -342,7 +343,7 @@ class Reader:
         if window.offset + self._limit > self._max_depth:
             self._window = self._later_window() or window
 
-    def _after_nothing(self, end: int):
+    def _after_missing_rows(self, end: int):
         """Read on after a page that has none of the rows promised behind it.
 
         The API may not follow offsets that deep: a new window tells. Or its total may be too
@@ -393,7 +394,8 @@ class Reader:
         """
         window = self._window
         self.pages_dropped += 1
-        self._setbacks += disordered or window.offset > window.taken
+        if disordered or window.offset > window.taken:  # going back further is not counted
+            self._setbacks += 1
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(self._describe_setbacks())
         if later := self._later_window():
@@ -585,7 +587,7 @@ class ReadAhead:
     def _may_send(self) -> bool:
         futures = [*self._in_flight.values()]
         running = len(self._dropped) + sum(not future.done() for future in futures)
-        has_failed = any(map(failed, futures))  # that may concern all requests: see to it first
+        has_failed = any(map(failed, futures))  # others would probably fail in the same way
         return len(futures) < self._allowed and running < self._maximum and not has_failed
 
     def slow_down(self):
@@ -763,7 +765,7 @@ def describe_error(error: requests.RequestException, host: str) -> Unavailable:
     if isinstance(error, requests.ConnectionError):
         advice = "check base_url, and that the API is up"
         return Unavailable(f"no connection to {host} ({detail}; {advice})")
-    return Unavailable(f"the answer of {host} broke off ({detail})")
+    return Unavailable(f"the answer of {host} was cut off ({detail})")
 
 
 def retry_after(response: requests.Response) -> float | None:
@@ -959,7 +961,7 @@ def check_url(url: str) -> str:
 
 def check_key(key: SecretStr) -> SecretStr:
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
-        raise unusable("has a space, a line break or another character that no key has")
+        raise unusable("has a space, a line break or another character that is not allowed")
     return key
 
 
@@ -993,7 +995,9 @@ def read_start_date(value: str, other: ValidationInfo) -> datetime:
     if time is None or time > datetime.now(timezone.utc):
         raise unusable(f"must be {PAST_TIME}, but is {value[:40]!r}")
     if other.data.get("mark_deleted"):
-        raise unusable("cannot be set with mark_deleted: nobody knows who was deleted before it")
+        raise unusable(
+            "cannot be set with mark_deleted: rows deleted before it would not be known"
+        )
     return time
 
 
@@ -1184,7 +1188,7 @@ def setup_test(check: Callable[[Client], None]) -> Callable[[dict], Test]:
 
 
 def check_settings(client: Client):
-    """Check nothing more: the client was made of valid settings."""
+    """Pass: the settings that the client was made of are valid."""
 
 
 def check_access(client: Client):
