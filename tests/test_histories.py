@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import requests
-from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
 import connector
@@ -215,7 +215,11 @@ def test_no_user_is_ever_lost(world, history):
 
 def test_the_plain_loop_loses_users_in_the_same_histories(world):
     @settings(
-        max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=1000,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
     )
     @given(history=histories())
     def no_user_is_lost(history):
