@@ -44,6 +44,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "stall":
             self.server.ended.wait()
+            self.close_connection = True  # or the client would wait on
             return
         request = SimpleNamespace(url=self.path, headers=self.headers)
         status, headers, body = self.server.api.answer(request)
