@@ -269,6 +269,11 @@ class Reader:
         self._window = Window(since)
 
     @property
+    def _full_page(self) -> int:
+        """How many rows a full page has, as far as is known."""
+        return self._length or self._limit
+
+    @property
     def remaining(self) -> int:
         """How many rows follow, as far as the API has told."""
         window = self._window
@@ -316,7 +321,7 @@ class Reader:
         """Decide after a page where to read on, or that the list has ended."""
         window, count = self._window, len(page.rows)
         end = window.offset + count
-        is_full = 1 < count >= (self._length or self._limit)  # one row is the overlap alone
+        is_full = 1 < count >= self._full_page  # one row is the overlap alone
         if self._young_pages >= MAX_YOUNG_PAGES:
             self._window = None  # it changes faster than it is read: the next sync goes on
         elif end < page.total and count <= 1:
@@ -362,7 +367,7 @@ class Reader:
         returned = len(self._read.ids)
         if not self.rows and self.since is None:
             raise SyncError(f"The API promises {window.total} rows, but returns none.")
-        if window.total - window.taken - returned > (self._length or self._limit):
+        if window.total - window.taken - returned > self._full_page:
             log.warning(
                 f"The API promises {window.total} rows from offset 0 on, but returns none behind "
                 f"offset {window.taken}. Its total is too large, or it leaves rows out."
@@ -401,7 +406,7 @@ class Reader:
         if later := self._later_window():
             self._window = later
             return
-        length = self._length or self._limit
+        length = self._full_page
         back = window.taken if window.taken < window.offset else window.offset - length
         window.offset, window.probing = max(back, 0), False
         window.overlap = max(min(2 * window.overlap, length // 2), 1)
@@ -462,7 +467,7 @@ class Reader:
         if window is None:
             return
         yield PageRequest(window.since, window.offset, limit)
-        step = max((self._length or limit) - window.overlap, 1)
+        step = max(self._full_page - window.overlap, 1)
         end = window.total - window.overlap
         if window.offset + limit <= self._max_depth:
             end = min(end, self._max_depth - limit + 1)
@@ -496,7 +501,7 @@ class Reader:
         self.retries += 1
         self._timeouts += error.timed_out
         if error.timed_out and self._timeouts > 1:
-            self._limit, self._length = max(self._limit // 2, 2), None
+            self._limit, self._length = half(self._limit), None
         if error.retry_after is not None:
             self.ahead.slow_down()
         log.warning(
@@ -514,12 +519,17 @@ class Reader:
         )
 
 
+def half(limit: int) -> int:
+    """Return half a page size, but 2 rows at least: pages overlap by one."""
+    return max(limit // 2, 2)
+
+
 def smaller(limit: int, refusal: Refused) -> int:
     """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
     if limit == 2:
         raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
-    log.info(f"The API refused pages of {limit} rows: asking for {max(limit // 2, 2)}.")
-    return max(limit // 2, 2)
+    log.info(f"The API refused pages of {limit} rows: asking for {half(limit)}.")
+    return half(limit)
 
 
 BACKOFF = tenacity.wait_exponential_jitter(max=60)
@@ -853,7 +863,7 @@ class Page(BaseModel, hide_input_in_errors=True):
     offset: int | None = None
 
 
-ROWS = TypeAdapter(list[Row])
+TIME, ROWS = TypeAdapter(Time), TypeAdapter(list[Row])
 
 
 def to_records(rows: list) -> list:
@@ -861,15 +871,12 @@ def to_records(rows: list) -> list:
     return ROWS.dump_python(rows, by_alias=True, exclude_unset=True)
 
 
-JSON_NAMES = {dict: "an object", list: "an array", type(None): "null"}
-
-
 def parse_time(text: object) -> datetime:
     """Return an ISO 8601 date or time in UTC; without a zone it is taken as UTC.
 
     Raises `ValueError` if it is not one.
     """
-    return TypeAdapter(Time).validate_python(text)
+    return TIME.validate_python(text)
 
 
 def parse_page(answer: object, offset: int) -> Page:
@@ -899,6 +906,9 @@ def describe_faults(error: ValidationError) -> list:
     Of what came, only the type is named: the value may be personal data, or secret.
     """
     return [describe_fault(fault) for fault in error.errors(include_url=False)]
+
+
+JSON_NAMES = {dict: "an object", list: "an array", type(None): "null"}
 
 
 def describe_fault(fault: dict) -> str:
@@ -1198,7 +1208,7 @@ def check_access(client: Client):
 
 def check_page(client: Client):
     """Check that an answer is a page, and that two rows fit in it: pages overlap by a row."""
-    page = parse_page(first_answer(client), 0)
+    page = first_page(client)
     if len(page.rows) < min(page.total, 2):
         raise SyncError(
             f"The API promises {page.total} rows, but returns only {len(page.rows)}. It must "
@@ -1208,7 +1218,7 @@ def check_page(client: Client):
 
 def check_paging(client: Client):
     """Check that offset is honored, and that the total counts all rows."""
-    page = parse_page(first_answer(client), 0)
+    page = first_page(client)
     if not page.rows:
         return
     offset = len(page.rows) - 1
@@ -1225,7 +1235,7 @@ def check_paging(client: Client):
 
 def check_updated_since(client: Client):
     """Check that updated_since leaves out older rows, and includes that time."""
-    page = parse_page(first_answer(client), 0)
+    page = first_page(client)
     if not page.rows:
         return
     last = page.rows[-1].position
@@ -1256,6 +1266,10 @@ def first_answer(client: Client) -> object:
             return client.get(PageRequest(None, 0, limit))
         except Refused as refusal:
             limit = smaller(limit, refusal)
+
+
+def first_page(client: Client) -> Page:
+    return parse_page(first_answer(client), 0)
 
 
 CHECKS = {  # by their labels in the form, in the order in which things go wrong
