@@ -7,16 +7,17 @@ its proof. To sync another list, change `TABLE`, `Row` and `Page`.
 
 import json
 import re
-import socket
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
-from functools import partial, wraps
+from functools import partial
 from inspect import signature
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -35,19 +36,22 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PlainValidator,
     SecretStr,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
     WrapValidator,
     field_validator,
+    with_config,
 )
-from pydantic_core import PydanticCustomError
 from requests.adapters import HTTPAdapter
+from typing_extensions import NotRequired, TypedDict
 
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
 SETTLED_AFTER = timedelta(seconds=10)  # younger rows may be committed late, or change again
+COARSEST_TIMESTAMP = timedelta(minutes=1)
 WINDOW_ROWS = 10_000  # the deepest offset plus limit: the usual bound of APIs
 MAX_SETBACKS = 5  # pages that do not continue the list, without a new row in between
 MAX_YOUNG_PAGES = 100  # pages of rows that changed during the sync, after the first total's rows
@@ -71,11 +75,11 @@ class Refused(SyncError):
 
 
 class Unavailable(SyncError):
-    """Transient failure; may succeed when retried."""
+    """Transient failure; may succeed when retried, after `retry_after` seconds if the API says."""
 
     def __init__(self, message: str, retry_after: float | None = None, timed_out: bool = False):
         super().__init__(message)
-        self.retry_after = retry_after  # seconds, None if the API does not say
+        self.retry_after = retry_after
         self.timed_out = timed_out
 
 
@@ -84,9 +88,7 @@ class Unavailable(SyncError):
 
 def schema(configuration: dict):
     """Declare the table, with the columns whose type must not depend on their first values."""
-    fields = {name: field for name, field in Row.model_fields.items() if not field.exclude}
-    # the last thing that an annotation of `Row` says is the type of the column
-    columns = {field.alias or name: field.metadata[-1] for name, field in fields.items()}
+    columns = {name: column for name, (_, column) in COLUMNS.items()}
     return [{"table": TABLE, "primary_key": [ID], "columns": columns}]
 
 
@@ -106,24 +108,22 @@ def update(configuration: dict, state: dict):
     cursor = read_state(state)
     if settings.exposes_key:
         op.warning("api_key is sent unencrypted: use https in base_url if the API offers it.")
-    client = Client(settings)
-    reader = Reader(client, cursor)
-    progress = Progress(reader, cursor)
     try:
-        if settings.mark_deleted and not state:
-            mark_all_deleted()
-        for rows in reader.pages():
-            for record in to_records(rows):
-                op.upsert(TABLE, record)
-            cursor = next_cursor(cursor, rows, client.started)
-            op.checkpoint({"last_updated_at": cursor.text})
-            progress.report(rows)
-        progress.summarize()
+        with closing(Client(settings)) as client:
+            reader = Reader(client, cursor)
+            progress = Progress(reader, cursor)
+            if settings.mark_deleted and not state:
+                mark_all_deleted()
+            for rows in reader.pages():
+                for row in rows:
+                    op.upsert(TABLE, row.record)
+                cursor = next_cursor(cursor, rows, client.started)
+                op.checkpoint({"last_updated_at": cursor.text})
+                progress.report(rows)
+            progress.summarize()
     except SyncError as error:
         # re-raised without its traceback, which may contain personal data
         raise SyncError(str(error)) from None
-    finally:
-        client.close()
 
 
 def mark_all_deleted():
@@ -185,9 +185,8 @@ class Position(NamedTuple):
 
     def earlier(self, seconds: int) -> "Position":
         """Return the position some seconds earlier, but not before the year 1."""
-        span = timedelta(seconds=seconds)
-        year_one = datetime.min.replace(tzinfo=timezone.utc)
-        return self.at(max(self.time, year_one + span) - span)
+        since_year_one = self.time - datetime.min.replace(tzinfo=timezone.utc)
+        return self.at(self.time - min(timedelta(seconds=seconds), since_year_one))
 
 
 class RowsRead:
@@ -228,16 +227,17 @@ class PageRequest(NamedTuple):
 
 @dataclass
 class Window:
-    """Where reading stands in the rows of one `updated_since`, at growing offsets."""
+    """The rows updated since one position, which are read at growing offsets."""
 
     since: Position | None
-    total: int = 0  # rows of the window, as the API promised last
-    offset: int = 0  # of the next page
-    overlap: int = 1  # rows that the next page shares with the one before
-    taken: int = 0  # the offset of the last page that was accepted
-    first: tuple | None = None  # the version of the row that it began with
-    probing: bool = False  # the next page is requested to see whether the total is right
-    confirming: bool = False  # the last page is requested again, to be sure of the end
+    before: "Page"  # the last page that was accepted; at first an empty one
+    offset: int = 0  # of the page to read next
+    overlap: int = 1  # rows that it shares with the page before
+
+    @property
+    def probes(self) -> bool:
+        """Whether the next page lies behind the one before, as the total of that is in doubt."""
+        return self.offset >= max(self.before.end, 1)
 
 
 class Reader:
@@ -255,198 +255,93 @@ class Reader:
         self._client = client
         self._read = RowsRead()
         self._limit = max(self.settings.page_size, 2)  # rows to ask for: pages overlap by one
-        self._length = None  # rows that the last page had, as the API may return fewer
+        self._length = None  # rows of the last page with more behind it: may be fewer than asked
         self._max_depth = WINDOW_ROWS
         self._promised = None  # rows, by the total of the first page
-        self._setbacks = self._young_pages = 0
-        self._timeouts = 0  # of the next page
+        self._setbacks = self._young_pages = self._timeouts = 0
         lookback, start_date = self.settings.lookback_seconds, self.settings.start_date
         if cursor is None:
-            since = Position.at(start_date) if start_date else None
+            self.since = Position.at(start_date) if start_date else None
         else:
-            since = cursor.earlier(lookback) if lookback else cursor
-        self.since = since
-        self._window = Window(since)
-
-    @property
-    def _full_page(self) -> int:
-        """How many rows a full page has, as far as is known."""
-        return self._length or self._limit
+            self.since = cursor.earlier(lookback) if lookback else cursor
+        self._window = Window(self.since, empty_page(total=0))
 
     @property
     def remaining(self) -> int:
         """How many rows follow, as far as the API has told."""
-        window = self._window
-        return max(window.total - window.offset - window.overlap, 0) if window else 0
+        before = self._window and self._window.before
+        return max(before.total - before.end, 0) if before else 0
 
     def pages(self) -> Iterator[list]:
         """Yield the new rows of each page. While they are written, the next pages arrive.
 
         Raises `SyncError` if the API gives no page, or none that continues the list.
         """
-        while window := self._window:
+        while self._window:
             try:
-                page = parse_page(self._get(), window.offset)
+                page = parse_page(self._get(), self._window.offset)
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
-            if window.probing and not page.rows and page.total >= window.total:
-                self._end_before_total()
+            if not self._continues(page):
+                self._set_back(page)
                 continue
             new = [row for row in page.rows if row not in self._read]
-            leaves_no_gap = window.offset == 0 or (page.rows and page.rows[0] in self._read)
-            disordered = self._is_disordered(page, new)
-            if disordered or not leaves_no_gap:
-                self._set_back(disordered)
-                continue
-            self._take(page, new)
+            self._read.add(new)
+            self.rows += len(new)
             self._plan(page, new)
             self.ahead.ask(self._coming())
             if new:
                 yield new
 
-    def _take(self, page: "Page", new: list):
-        """Remember a page that leaves no gap."""
-        window = self._window
-        window.taken, window.total, window.probing = window.offset, page.total, False
-        window.first = page.rows[0].version if page.rows else None
-        self._promised = page.total if self._promised is None else self._promised
-        self._setbacks = 0 if new else self._setbacks
-        self._read.add(new)
-        self.rows += len(new)
-        if new and self.rows >= self._promised and new[-1].updated_at >= self._client.started:
-            self._young_pages += 1
+    def _continues(self, page: "Page") -> bool:
+        """Return whether a page leaves no gap, and its order is one that the list can have.
 
-    def _plan(self, page: "Page", new: list):
-        """Decide after a page where to read on, or that the list has ended."""
-        window, count = self._window, len(page.rows)
-        end = window.offset + count
-        is_full = 1 < count >= self._full_page  # one row is the overlap alone
-        if self._young_pages >= MAX_YOUNG_PAGES:
-            self._window = None  # it changes faster than it is read: the next sync goes on
-        elif end < page.total and count <= 1:
-            self._after_missing_rows(end)
-        elif end < page.total:
-            if self._length not in (None, count):
-                self.ahead.slow_down()
-            self._length = count
-            self._move_on(end)
-        elif is_full or (end > page.total and new):
-            self._move_on(end)  # the list may be longer than its total says
-        elif self.settings.mark_deleted and window.offset and not window.confirming:
-            # With answers in flight, this page may be older than the one before it, and a row that
-            # changed in between be in neither: it must not look deleted.
-            window.confirming = True
-        else:
-            self._window = None
-
-    def _move_on(self, end: int):
-        """Read on at the end of the page, or in a new window where that would be too deep."""
-        window = self._window
-        window.confirming = False
-        window.offset = max(end - window.overlap, window.offset + 1)
-        if window.offset + self._limit > self._max_depth:
-            self._window = self._later_window() or window
-
-    def _after_missing_rows(self, end: int):
-        """Read on after a page that has none of the rows promised behind it.
-
-        The API may not follow offsets that deep: a new window tells. Or its total may be too
-        large: the place of the last rows promised tells.
+        Answers that overtook each other can make a page look disordered, but not many of them.
         """
-        window = self._window
-        if later := self._later_window():
-            self._window = later
-        else:
-            window.probing = True
-            window.offset = max(window.total - self._limit, end, window.offset + 1)
+        rows, before = page.rows, self._window.before
+        if page.offset > 0 and not (rows and rows[0] in self._read):
+            return False
+        if (
+            page.offset > before.offset
+            and before.rows
+            and rows[0].version == before.rows[0].version
+        ):
+            return False  # the offset is ignored, or not followed that deep
+        # Rows that have been read come first. Only recent ones may be in an odd order, as ties of
+        # a timestamp cut to the minute are while that minute lasts.
+        recent = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
+        was_read = [row in self._read for row in rows if row.updated_at < recent]
+        return was_read == sorted(was_read, reverse=True)
 
-    def _end_before_total(self):
-        """Accept that the list has ended, as there is no row where its total promised the last."""
-        window, self._window = self._window, None
-        returned = len(self._read.ids)
-        if not self.rows and self.since is None:
-            raise SyncError(f"The API promises {window.total} rows, but returns none.")
-        if window.total - window.taken - returned > self._full_page:
-            log.warning(
-                f"The API promises {window.total} rows from offset 0 on, but returns none behind "
-                f"offset {window.taken}. Its total is too large, or it leaves rows out."
-            )
-
-    def _is_disordered(self, page: "Page", new: list) -> bool:
-        """Return whether no stable order explains a page.
-
-        A single such page may come of answers that overtook each other.
-        """
-        window, rows = self._window, page.rows
-        if not rows:
-            return 0 < window.offset < page.total
-        if window.offset > window.taken and rows[0].version == window.first:
-            return True  # the offset is ignored, or not followed that deep
-        if not new or rows[-len(new)] is new[0]:
-            return False  # all rows that have been read are in front of the new ones
-        # The order of recent rows may be odd. A timestamp may be cut to the minute.
-        recent = self._client.started - SETTLED_AFTER - timedelta(minutes=1)
-        behind = rows[rows.index(new[0]) :]
-        return any(row in self._read and row.updated_at < recent for row in behind)
-
-    def _set_back(self, disordered: bool):
+    def _set_back(self, page: "Page"):
         """Read on where it is safe, after a page that does not continue what has been read.
 
         That is a new window. If this one began at the last timestamp, too many rows share it:
         then a page back, until a page begins with a row that has been read, with twice the overlap
         from there on.
         """
-        window = self._window
+        window, before, length = self._window, self._window.before, self._length or self._limit
+        if window.probes and not page.rows and page.total >= before.total:
+            self._end_before_total()
+            return
         self.pages_dropped += 1
-        if disordered or window.offset > window.taken:  # going back further is not counted
+        if not 0 < page.offset <= before.offset:  # going back further is not counted
             self._setbacks += 1
         if self._setbacks > MAX_SETBACKS:
-            raise SyncError(self._describe_setbacks())
+            raise SyncError(
+                f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
+                f"at offset {page.offset} of {before.total} rows. The API must honor offset, "
+                f"return at least 2 rows per page, and rows with one {UPDATED_AT} in a stable "
+                f"order, such as by {ID}. If it cannot, set page_size above the number of rows "
+                f"that share a time (at least {len(self._read.ids)}) and of rows that it leaves "
+                "out in a run."
+            )
         if later := self._later_window():
             self._window = later
-            return
-        length = self._full_page
-        back = window.taken if window.taken < window.offset else window.offset - length
-        window.offset, window.probing = max(back, 0), False
-        window.overlap = max(min(2 * window.overlap, length // 2), 1)
-
-    def _describe_setbacks(self) -> str:
-        window = self._window
-        if window.probing:
-            return (
-                f"The API promises {window.total} rows, returns none behind offset {window.taken},"
-                f" but others at offset {window.offset}. If it returns one row per page: it must "
-                "return at least 2 rows per page. If it leaves rows out after it has cut the page:"
-                " set page_size above the number of rows left out in a run."
-            )
-        return (
-            f"The list cannot be paged: {self._setbacks} pages did not continue it, the last at "
-            f"offset {window.offset}. The API must honor offset, and return rows with one "
-            f"{UPDATED_AT} in a stable order, such as by {ID}. Else set page_size above the "
-            f"number of rows that share a time: at least {len(self._read.ids)} share "
-            f"{self._read.last.text}."
-        )
-
-    def _after_refusal(self, refusal: Refused):
-        """Read on after the API refused the page size, or an offset that deep."""
-        window = self._window
-        if window.offset == 0:
-            self._limit, self._length = smaller(self._limit, refusal), None
-        elif window.probing and window.offset > window.taken + 1:
-            window.offset = (window.offset + window.taken + 1) // 2  # as far as it accepts
-        elif window.probing:
-            self._end_before_total()  # it refuses offsets behind its last row
-        elif later := self._later_window():
-            self._max_depth = window.offset
-            self._window = later
         else:
-            last = self._read.last
-            raise SyncError(
-                f"More rows share {UPDATED_AT} {last.text if last else ''} than the API "
-                f"lets be paged through. Set page_size above their number, or have it accept "
-                f"larger offsets. {refusal}"
-            )
+            window.offset = max(min(before.offset, page.offset - length), 0)
+            window.overlap = max(min(2 * window.overlap, length // 2), 1)
 
     def _later_window(self) -> Window | None:
         """Return a window that begins at the last timestamp read, None if this one began there.
@@ -459,41 +354,120 @@ class Reader:
         since = last.earlier(1) if self.settings.lookback_seconds else last
         if window.since and since.time <= window.since.time:
             return None
-        return Window(since, total=max(window.total - window.offset, 0))
+        return Window(since, empty_page(total=max(window.before.total - window.offset, 0)))
 
-    def _coming(self) -> Iterator[PageRequest]:
-        """Yield the requests that follow, as far as the total tells."""
+    def _plan(self, page: "Page", new: list):
+        """Decide where to read on after a page, or that the list has ended."""
+        window, is_repeated = self._window, page.offset == self._window.before.offset
+        window.before = page
+        if new:
+            self._setbacks = 0
+        if self._promised is None:
+            self._promised = page.total
+        if new and self.rows >= self._promised and new[-1].updated_at >= self._client.started:
+            self._young_pages += 1
+        is_full = len(page.rows) >= max(self._length or self._limit, 2)
+        if self._young_pages >= MAX_YOUNG_PAGES:
+            self._window = None  # it changes faster than it is read: the next sync goes on
+        elif page.end < page.total and len(page.rows) <= 1:
+            self._find_promised_rows(page)
+        elif page.end < page.total or is_full or (new and page.end > page.total):
+            self._move_on(page)  # also past a total that is too small
+        elif self.settings.mark_deleted and not is_repeated:
+            # Request this page again. If it was asked ahead it may be older than the one before
+            # it, and a row that changed in between be in neither: it must not look deleted.
+            window.offset = page.offset
+        else:
+            self._window = None
+
+    def _move_on(self, page: "Page"):
+        """Read on at the end of a page, or in a new window where that would be too deep."""
+        window = self._window
+        if page.end < page.total:
+            if self._length not in (None, len(page.rows)):
+                self.ahead.slow_down()  # those asked ahead begin in the wrong place
+            self._length = len(page.rows)
+        window.offset = max(page.end - window.overlap, page.offset + 1)
+        if window.offset + self._limit > self._max_depth:
+            self._window = self._later_window() or window
+
+    def _find_promised_rows(self, page: "Page"):
+        """Read on after a page that has none of the rows that its total promises behind it.
+
+        The API may not follow offsets that deep: a new window tells. Or its total may be too
+        large, or it leaves rows out: the place of the last rows promised tells.
+        """
+        if later := self._later_window():
+            self._window = later
+        else:
+            self._window.offset = max(page.total - self._limit, page.end, 1)
+
+    def _end_before_total(self):
+        """Accept that the list has ended, as there is no row where its total promised the last."""
+        before, self._window = self._window.before, None
+        if not self.rows and self.since is None:
+            raise SyncError(f"The API promises {before.total} rows, but returns none.")
+        if before.total - before.end > (self._length or self._limit):
+            log.warning(
+                f"The API promises {before.total} rows, but returns none from offset {before.end} "
+                "on. Its total is too large, or it leaves rows out."
+            )
+
+    def _after_refusal(self, refusal: Refused):
+        """Read on after the API refused the page size, or an offset that deep."""
+        window, end = self._window, max(self._window.before.end, 1)
+        if window.offset == 0:
+            self._limit, self._length = smaller(self._limit, refusal), None
+        elif window.offset > end:  # a probe: as far as the API accepts
+            window.offset = (window.offset + end) // 2
+        elif window.probes:
+            self._end_before_total()  # it refuses offsets behind its last row
+        elif later := self._later_window():
+            self._max_depth = window.offset
+            self._window = later
+        else:
+            raise SyncError(
+                f"More rows share {UPDATED_AT} {self._read.last.text} than the API lets be paged "
+                "through. Set page_size above their number, or have it accept larger offsets. "
+                f"{refusal}"
+            )
+
+    def _coming(self) -> list:
+        """Return the requests that follow, as far as the total tells, with the next page first."""
         window, limit = self._window, self._limit
         if window is None:
-            return
-        yield PageRequest(window.since, window.offset, limit)
-        step = max(self._full_page - window.overlap, 1)
-        end = window.total - window.overlap
+            return []
+        step = max((self._length or limit) - window.overlap, 1)
+        end = window.before.total - window.overlap
         if window.offset + limit <= self._max_depth:
             end = min(end, self._max_depth - limit + 1)
-        for offset in range(window.offset + step, end, step):
-            yield PageRequest(window.since, offset, limit)
+        others = range(window.offset + step, end, step)[: self.settings.parallel_requests - 1]
+        return [PageRequest(window.since, offset, limit) for offset in (window.offset, *others)]
 
     def _get(self) -> object:
         """Return the answer for the next page, requested again while it is unavailable.
 
         Raises `Refused` if the API does not accept the request, `SyncError` if it gives no answer.
         """
-        tries = FIRST_TRIES if self._promised is None else TRIES
         self._timeouts = 0
+        tries = FIRST_TRIES if self._promised is None else TRIES
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(MAX_WAIT + 1),
-            before=self._prepare_try,
+            before=lambda attempt: attempt.attempt_number > 1 and self.ahead.forget_failures(),
             before_sleep=self._after_failure,
-            retry_error_callback=self._give_up,
+            reraise=True,
         )
-        return retrying(lambda: self.ahead.get(self._coming()))
-
-    def _prepare_try(self, attempt: tenacity.RetryCallState):
-        if attempt.attempt_number > 1:
-            self.ahead.forget_failures()
+        try:
+            return retrying(lambda: self.ahead.get(self._coming()))
+        except Unavailable as error:
+            spent = retrying.statistics
+            raise SyncError(
+                f"The API gave no page at offset {self._window.offset}: {error}. Tries: "
+                f"{spent['attempt_number']}, in {spent['delay_since_first_attempt']:.0f} s. "
+                "Nothing is lost: the next sync goes on from the last checkpoint."
+            ) from None
 
     def _after_failure(self, attempt: tenacity.RetryCallState):
         """Log a failure, and ask for less: fewer rows if pages time out, or fewer pages ahead."""
@@ -501,7 +475,7 @@ class Reader:
         self.retries += 1
         self._timeouts += error.timed_out
         if error.timed_out and self._timeouts > 1:
-            self._limit, self._length = half(self._limit), None
+            self._limit, self._length = max(self._limit // 2, 2), None
         if error.retry_after is not None:
             self.ahead.slow_down()
         log.warning(
@@ -510,29 +484,13 @@ class Reader:
             f"{self._limit} rows."
         )
 
-    def _give_up(self, attempt: tenacity.RetryCallState):
-        raise SyncError(
-            f"The API gave no page at offset {self._window.offset}: "
-            f"{attempt.outcome.exception()}. Tries: {attempt.attempt_number}, in "
-            f"{attempt.seconds_since_start:.0f} s. Nothing is lost: the next sync goes on from "
-            "the last checkpoint."
-        )
-
-
-def half(limit: int) -> int:
-    """Return half a page size, but 2 rows at least: pages overlap by one."""
-    return max(limit // 2, 2)
-
 
 def smaller(limit: int, refusal: Refused) -> int:
     """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
     if limit == 2:
         raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
-    log.info(f"The API refused pages of {limit} rows: asking for {half(limit)}.")
-    return half(limit)
-
-
-BACKOFF = tenacity.wait_exponential_jitter(max=60)
+    log.info(f"The API refused pages of {limit} rows: asking for {max(limit // 2, 2)}.")
+    return max(limit // 2, 2)
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
@@ -540,6 +498,9 @@ def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
     asked = attempt.outcome.exception().retry_after
     is_unhelpful = asked is None or (asked == 0 and attempt.attempt_number > 1)
     return BACKOFF(attempt) if is_unhelpful else asked
+
+
+BACKOFF = tenacity.wait_exponential_jitter(max=60)
 
 
 # Reading ahead
@@ -554,51 +515,39 @@ class ReadAhead:
 
     def __init__(self, send: Callable[[PageRequest], Future], maximum: int):
         self.waited = 0.0  # seconds in which there was nothing to do but wait for a page
-        self._send_request = send
+        self._send = send
         self._maximum = maximum
         self._allowed = min(2, maximum)
         self._in_flight = {}  # the future of each page that was requested
-        self._dropped = []  # futures of pages that are not needed any more
         self._pages = self._pages_before_growth = 0  # _pages: since _allowed changed
 
-    def get(self, coming: Iterable[PageRequest]) -> object:
+    def get(self, coming: list) -> object:
         """Return the answer to the first coming request. Raises what that request raised."""
-        first, *others = islice(coming, self._maximum)
-        self.ask([first, *others])
-        future = self._in_flight.get(first) or self._send(first)
+        self.ask(coming)
+        future = self._in_flight[coming[0]]
         is_full = self._allowed <= len(self._in_flight) and self._allowed < self._maximum
         if is_full and not future.done() and self._pages >= self._pages_before_growth:
             self._allowed, self._pages = self._allowed + 1, 0
-            self.ask([first, *others])
+            self.ask(coming)
         began = monotonic()
         try:
-            if not wait([future], timeout=MAX_WAIT).done:
-                raise Unavailable(f"no whole answer within {MAX_WAIT} s", timed_out=True)
-            return future.result()
+            return future.result(MAX_WAIT)
+        except FutureTimeoutError:
+            raise Unavailable(f"no whole answer within {MAX_WAIT} s", timed_out=True) from None
         finally:
             self.waited += monotonic() - began
             self._pages += 1
-            del self._in_flight[first]
+            del self._in_flight[coming[0]]
 
-    def ask(self, coming: Iterable[PageRequest]):
-        """Send as many of the coming requests as may be in flight, and forget all others."""
-        coming = list(islice(coming, self._maximum))
-        self._dropped += [f for request, f in self._in_flight.items() if request not in coming]
-        self._dropped = [future for future in self._dropped if not future.done()]
-        self._in_flight = {r: f for r, f in self._in_flight.items() if r in coming}
-        for request in coming:
-            if request not in self._in_flight and self._may_send():
-                self._send(request)
-
-    def _send(self, request: PageRequest) -> Future:
-        self._in_flight[request] = self._send_request(request)
-        return self._in_flight[request]
-
-    def _may_send(self) -> bool:
-        futures = [*self._in_flight.values()]
-        running = len(self._dropped) + sum(not future.done() for future in futures)
-        has_failed = any(map(failed, futures))  # others would probably fail in the same way
-        return len(futures) < self._allowed and running < self._maximum and not has_failed
+    def ask(self, coming: list):
+        """Send as many of the coming requests as may be in flight, and cancel all others."""
+        for request in self._in_flight.keys() - set(coming):
+            self._in_flight.pop(request).cancel()
+        for request in coming[: self._allowed]:
+            if request not in self._in_flight:
+                self._in_flight[request] = self._send(request)
+            if has_failed(self._in_flight[request]):
+                break  # others would probably fail in the same way
 
     def slow_down(self):
         """Allow one request at a time, and more again only after some pages."""
@@ -607,10 +556,11 @@ class ReadAhead:
 
     def forget_failures(self):
         """Forget the requests that have failed, so that they are sent again."""
-        self._in_flight = {r: f for r, f in self._in_flight.items() if not failed(f)}
+        self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
 
 
-def failed(future: Future) -> bool:
+def has_failed(future: Future) -> bool:
+    """Return whether a request is done and has raised."""
     return future.done() and future.exception() is not None
 
 
@@ -622,29 +572,29 @@ class Workers:
     """
 
     def __init__(self, count: int):
-        self._count = count
         self._jobs = SimpleQueue()
         for _ in range(count):
             Thread(target=self._work, name="worker", daemon=True).start()
 
-    def submit(self, function: Callable[[], object]) -> Future:
+    def submit(self, function: Callable, *arguments) -> Future:
         """Call a function once a thread is free. Returns the future of its result."""
         future = Future()
-        self._jobs.put((future, function))
+        self._jobs.put((future, function, arguments))
         return future
 
     def close(self):
         """Let the threads end, each after what it is doing."""
-        for _ in range(self._count):
-            self._jobs.put(None)
+        self._jobs.put(None)
 
     def _work(self):
         while job := self._jobs.get():
-            future, function = job
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
+            future, function, arguments = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*arguments))
+                except BaseException as error:
+                    future.set_exception(error)
+        self._jobs.put(None)  # for the next thread
 
 
 # HTTP client
@@ -656,20 +606,17 @@ class Client:
     def __init__(self, settings: "Settings"):
         self.settings = settings
         self.started = None  # the API's clock when the first request that succeeded was sent
-        self._session = requests.Session()
+        self._workers = Workers(settings.parallel_requests)
+        self._session = session = requests.Session()
         # What the environment says of proxies and certificates, read once; not ~/.netrc, which
         # would replace the key.
-        environment = self._session.merge_environment_settings(
-            settings.base_url, {}, None, None, None
-        )
-        self._session.proxies, self._session.verify = environment["proxies"], environment["verify"]
-        self._session.trust_env = False
+        environment = session.merge_environment_settings(settings.base_url, {}, None, None, None)
+        session.proxies, session.verify = environment["proxies"], environment["verify"]
+        session.trust_env = False
         if key := settings.api_key.get_secret_value():
-            self._session.headers["Authorization"] = f"Bearer {key}"
-        self._workers = Workers(settings.parallel_requests)
-        connections = HTTPAdapter(pool_maxsize=settings.parallel_requests)
-        self._session.mount("http://", connections)
-        self._session.mount("https://", connections)
+            session.headers["Authorization"] = f"Bearer {key}"
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=settings.parallel_requests))
 
     def close(self):
         """Close the connections, and let the threads end."""
@@ -678,7 +625,7 @@ class Client:
 
     def send(self, request: PageRequest) -> Future:
         """Call `get` in a thread. Returns the future of its result."""
-        return self._workers.submit(partial(self.get, request))
+        return self._workers.submit(self.get, request)
 
     def get(self, request: PageRequest) -> object:
         """Return the JSON that the API answers, by one HTTP request that is not retried.
@@ -712,22 +659,22 @@ class Client:
 
     def _check_status(self, response: requests.Response, offset: int):
         code, reason = response.status_code, self._hide_secrets(response.reason or "")
-        where = f"HTTP {code} {reason} at offset {offset}"
+        where = f"The API answered HTTP {code} {reason} at offset {offset}"
         if 200 <= code < 300:
             return
         if code in RETRIED_STATUSES:
             seconds = retry_after(response)
-            if seconds is not None and seconds > MAX_WAIT:
-                problem = (
-                    f"asks to wait {seconds:.0f} s, longer than the {MAX_WAIT} s a sync waits"
-                )
-                raise SyncError(f"The API answered {where} and {problem}. Sync again after that.")
-            raise Unavailable(f"HTTP {code} {reason}".strip(), seconds)
+            if seconds is None or seconds <= MAX_WAIT:
+                raise Unavailable(f"HTTP {code} {reason}".strip(), seconds)
+            raise SyncError(
+                f"{where} and asks to wait {seconds:.0f} s, longer than the {MAX_WAIT} s a sync "
+                "waits. Sync again after that."
+            )
         body = response.content[:4000].decode("utf-8", "replace")
         body = self._hide_secrets(body)[:200]  # hidden before it is cut in two
         advice = {401: " (check api_key)", 403: " (check api_key)", 404: " (check base_url)"}
         kind = Refused if code in (400, 422) else SyncError
-        raise kind(f"The API answered {where}{advice.get(code, '')}: {body}")
+        raise kind(f"{where}{advice.get(code, '')}: {body}")
 
     def _read_json(self, response: requests.Response) -> object:
         body = response.content
@@ -758,20 +705,15 @@ def describe_error(error: requests.RequestException, host: str) -> Unavailable:
     cause = error
     while cause.__cause__ or cause.__context__:
         cause = cause.__cause__ or cause.__context__
-    detail = getattr(cause, "strerror", None) or type(cause).__name__
+    detail = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None)
+    detail = detail or type(cause).__name__
     if isinstance(error, requests.ConnectTimeout):
-        advice = "check base_url, and that a firewall lets it pass"
-        return Unavailable(f"no connection to {host} within {CONNECT_TIMEOUT} s ({advice})")
-    if isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
+        detail = f"none within {CONNECT_TIMEOUT} s"
+    elif isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
         message = f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
         return Unavailable(message, timed_out=True)
     if isinstance(error, requests.exceptions.SSLError):
-        detail = getattr(cause, "verify_message", detail)
-        return Unavailable(
-            f"no secure connection to {host} (TLS: {detail}; check its certificate)"
-        )
-    if isinstance(cause, socket.gaierror):
-        return Unavailable(f"the name {host} is not found (check base_url)")
+        return Unavailable(f"no secure connection to {host} ({detail}; check its certificate)")
     if isinstance(error, requests.ConnectionError):
         advice = "check base_url, and that the API is up"
         return Unavailable(f"no connection to {host} ({detail}; {advice})")
@@ -803,43 +745,64 @@ def http_date(text: str) -> datetime | None:
 # Rows and pages
 
 
-def read_time(value: object, parse: Callable[[object], datetime]) -> datetime:
-    """Have pydantic read a time, but no number, which it would take for seconds since 1970."""
+def parse_time(text: object) -> datetime:
+    """Return an ISO 8601 date or time in UTC; without a zone it is taken as UTC.
+
+    Raises `ValueError` if it is not one.
+    """
     try:
-        if not isinstance(value, str) or value[4:5] != "-":
-            raise ValueError
+        if not isinstance(text, str) or text[4:5] != "-":
+            raise ValueError  # pydantic would take a number for seconds since 1970
         try:
-            time = parse(value)
+            time = DATETIME.validate_python(text.removesuffix("Z"))
         except ValueError:
-            time = parse(value + ":00")  # PostgreSQL writes an offset of hours alone: `+02`
-        return time.astimezone(timezone.utc) if time.tzinfo else time.replace(tzinfo=timezone.utc)
+            time = DATETIME.validate_python(text + ":00")  # PostgreSQL writes `+02` for `+02:00`
+        if time.tzinfo is None:
+            return datetime.combine(time, time.time(), timezone.utc)  # faster than replace()
+        return time.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise PydanticCustomError("time", "should be an ISO 8601 date and time") from None
+        raise ValueError(
+            f"should be an ISO 8601 date and time, but is {json_type(text)}"
+        ) from None
 
 
-Time = Annotated[datetime, WrapValidator(read_time)]
+DATETIME = TypeAdapter(datetime)
+Time = Annotated[datetime, PlainValidator(parse_time)]
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 Json = Annotated[Any, AfterValidator(partial(json.dumps, ensure_ascii=False))]
 # What is not text becomes JSON: the SDK would store it in a STRING column as Python writes it.
 Text = Annotated[str | Json | None, Field(union_mode="left_to_right")]
 
+# Fields by the API's names: how a value is read, and the SDK's type of its column. Others pass
+# through, and the SDK derives the types of their columns.
+COLUMNS = {
+    ID: (Id, "STRING"),
+    "name": (Text, "STRING"),
+    "email": (Text, "STRING"),
+    "address": (Text, "STRING"),
+    "company": (Text, "STRING"),
+    "job": (Text, "STRING"),
+    UPDATED_AT: (Time, "UTC_DATETIME"),
+    "createdAt": (Time | None, "UTC_DATETIME"),
+}
+Record = with_config(extra="allow")(
+    TypedDict(
+        "Record",
+        {
+            name: kind if name in (ID, UPDATED_AT) else NotRequired[kind]
+            for name, (kind, _) in COLUMNS.items()
+        },
+    )
+)
 
-class Row(BaseModel, extra="allow", hide_input_in_errors=True):
-    """A row of the table, with the API's names as aliases.
 
-    Each annotation says how a value is read, and then the SDK's type of its column. Fields that
-    are not declared pass through, and the SDK derives the types of their columns.
-    """
+class Row(NamedTuple):
+    """A row of the list: what reading it in order takes, and the record for the table."""
 
-    id: Annotated[Id, "STRING"] = Field(alias=ID)
-    name: Annotated[Text, "STRING"] = None
-    email: Annotated[Text, "STRING"] = None
-    address: Annotated[Text, "STRING"] = None
-    company: Annotated[Text, "STRING"] = None
-    job: Annotated[Text, "STRING"] = None
-    updated_at: Annotated[Time, "UTC_DATETIME"] = Field(alias=UPDATED_AT)
-    created_at: Annotated[Time | None, "UTC_DATETIME"] = Field(None, alias="createdAt")
-    updated_at_text: str = Field(validation_alias=UPDATED_AT, exclude=True)  # for the cursor
+    id: str
+    updated_at: datetime
+    updated_at_text: str  # as the API wrote it
+    record: dict
 
     @property
     def position(self) -> Position:
@@ -855,28 +818,30 @@ class Row(BaseModel, extra="allow", hide_input_in_errors=True):
         return "Row(...)"  # crash reports show local variables
 
 
+def read_rows(answer: object, validate: Callable[[object], list]) -> list:
+    """Return the rows of an answer's list, which pydantic validates."""
+    return [
+        Row(record[ID], record[UPDATED_AT], raw[UPDATED_AT], record)
+        for record, raw in zip(validate(answer), answer, strict=True)
+    ]
+
+
 class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
-    rows: list[Row] = Field(validation_alias="data")
+    rows: Annotated[list[Record], WrapValidator(read_rows)] = Field(validation_alias="data")
     total: int = Field(validation_alias=AliasPath("total"), strict=True, ge=0)
     offset: int | None = None
 
-
-TIME, ROWS = TypeAdapter(Time), TypeAdapter(list[Row])
-
-
-def to_records(rows: list) -> list:
-    """Return rows as the SDK takes them, by the API's names."""
-    return ROWS.dump_python(rows, by_alias=True, exclude_unset=True)
+    @property
+    def end(self) -> int:
+        """The offset of the first row behind the page."""
+        return self.offset + len(self.rows)
 
 
-def parse_time(text: object) -> datetime:
-    """Return an ISO 8601 date or time in UTC; without a zone it is taken as UTC.
-
-    Raises `ValueError` if it is not one.
-    """
-    return TIME.validate_python(text)
+def empty_page(total: int) -> Page:
+    """Return a page without rows, as it stands in front of the first one."""
+    return Page.model_construct(rows=[], total=total, offset=0)
 
 
 def parse_page(answer: object, offset: int) -> Page:
@@ -891,7 +856,8 @@ def parse_page(answer: object, offset: int) -> Page:
         raise SyncError(f"{where}{describe_faults(error)[0]}.") from None
     if page.offset not in (None, offset):
         raise SyncError(f"{where}`offset` should be as requested, but is {page.offset}.")
-    for before, row in zip(page.rows, page.rows[1:], strict=False):
+    page.offset = offset
+    for before, row in pairwise(page.rows):
         if row.updated_at < before.updated_at:
             raise SyncError(
                 f"{where}the {UPDATED_AT} of row {row.id} is earlier than that of row "
@@ -908,71 +874,32 @@ def describe_faults(error: ValidationError) -> list:
     return [describe_fault(fault) for fault in error.errors(include_url=False)]
 
 
-JSON_NAMES = {dict: "an object", list: "an array", type(None): "null"}
-
-
 def describe_fault(fault: dict) -> str:
-    path = f"`{'.'.join(map(str, fault['loc'])) or 'answer'}`"
-    kind, came, known = fault["type"], fault["input"], Settings.model_fields
-    if kind == "setting":
-        return f"{path} {fault['msg']}"
-    if kind == "missing" and fault["loc"][0] in known:
-        return f"{path} is missing: it is required ({known[fault['loc'][0]].title})"
-    if kind == "missing":
+    """Return what is wrong by one of pydantic's errors."""
+    path, kind, came = ".".join(map(str, fault["loc"])), fault["type"], fault["input"]
+    if kind == "value_error":  # of our own validators
+        problem = str(fault["ctx"]["error"])
+    elif kind == "missing":
         names = [name for name in came if re.fullmatch(r"\w{1,40}", name)][:20]  # no e-mails
-        return f"{path} is missing; there is {', '.join(names) or 'nothing'}"
-    if kind == "extra_forbidden":
-        nearest = get_close_matches(fault["loc"][0], known, n=1)
-        return f"{path} is not a setting; is {' or '.join(nearest or known)} meant?"
-    expected = (
-        "should be an object" if kind == "model_type" else fault["msg"].replace("Input ", "")
-    )
-    return f"{path} {expected}, but is {JSON_NAMES.get(type(came), type(came).__name__)}"
+        problem = f"is missing; there is {', '.join(names) or 'nothing'}"
+    elif kind == "extra_forbidden":
+        known = list(Settings.model_fields)
+        nearest = get_close_matches(path, known, n=1) or known
+        problem = f"is not a setting; is {' or '.join(nearest)} meant?"
+    else:
+        expected = fault["msg"].removeprefix("Input ")
+        expected = "should be an object" if kind in ("model_type", "dict_type") else expected
+        problem = f"{expected}, but is {json_type(came)}"
+    return f"`{path or 'answer'}` {problem}"
+
+
+def json_type(value: object) -> str:
+    """Return the name of a value's type, as JSON calls it."""
+    names = {dict: "an object", list: "an array", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
 
 
 # Settings
-
-
-def unusable(message: str) -> PydanticCustomError:
-    """Return the error for a setting that cannot be used."""
-    return PydanticCustomError("setting", message)
-
-
-def check_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise unusable("must be a string, in quotes")
-    if value.startswith("fivetran_encrypted:"):
-        raise unusable("is encrypted: run `fivetran debug`, which decrypts it")
-    if re.fullmatch("<.*>", value):
-        raise unusable("is a placeholder: replace it with a value of your own")
-    return value
-
-
-def check_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not url.isprintable() or " " in url:
-        raise unusable("must have no spaces or line breaks")
-    if not is_address or parts.username is not None:
-        raise unusable(
-            "must be an http or https address with a host, such as https://api.example.com/list, "
-            "and hold no user name or password: the key of the API belongs in api_key"
-        )
-    if parts.fragment:
-        raise unusable("must have no fragment (the part from # on)")
-    ours = {"updated_since", "order_by", "order_type", "limit", "offset"}
-    if set_there := ours & dict(parse_qsl(parts.query, keep_blank_values=True)).keys():
-        raise unusable(f"must not set {', '.join(sorted(set_there))}, which this connector sets")
-    return url
-
-
-def check_key(key: SecretStr) -> SecretStr:
-    if not all("!" <= character <= "~" for character in key.get_secret_value()):
-        raise unusable("has a space, a line break or another character that is not allowed")
-    return key
 
 
 def whole_number(lowest: int, highest: int) -> type:
@@ -983,46 +910,23 @@ def whole_number(lowest: int, highest: int) -> type:
         is_number = value.isascii() and value.isdigit() and len(value) < 10
         if is_number and lowest <= int(value) <= highest:
             return int(value)
-        raise unusable(f"must be {allowed}, but is {value[:40]!r}")
+        raise ValueError(f"must be {allowed}, but is {value[:40]!r}")
 
     return Annotated[int, BeforeValidator(read), allowed]
-
-
-def read_toggle(value: str) -> bool:
-    if value not in ("true", "false"):
-        raise unusable(f"must be true or false, but is {value[:40]!r}")
-    return value == "true"
-
-
-PAST_TIME = "an ISO 8601 date or time in the past"
-
-
-def read_start_date(value: str, other: ValidationInfo) -> datetime:
-    try:
-        time = parse_time(value)
-    except ValueError:
-        time = None
-    if time is None or time > datetime.now(timezone.utc):
-        raise unusable(f"must be {PAST_TIME}, but is {value[:40]!r}")
-    if other.data.get("mark_deleted"):
-        raise unusable(
-            "cannot be set with mark_deleted: rows deleted before it would not be known"
-        )
-    return time
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """The settings of configuration.json, and what the setup form and the README say of them.
 
-    Each annotation says how a value is read, and then what is allowed.
+    The last thing that an annotation says is what is allowed.
     """
 
-    base_url: Annotated[str, AfterValidator(check_url), "an http or https address"] = Field(
+    base_url: Annotated[str, "an http or https address"] = Field(
         title="Address of the API",
         description="The address that lists the rows, without the parameters that are added.",
         examples=["https://api.example.com/list"],
     )
-    api_key: Annotated[SecretStr, AfterValidator(check_key), "ASCII without spaces"] = Field(
+    api_key: Annotated[SecretStr, "ASCII without spaces"] = Field(
         SecretStr(""),
         title="API key",
         description="Sent as `Authorization: Bearer`. Leave it empty if the API needs none.",
@@ -1044,18 +948,78 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         description="How long before the last cursor a sync begins: for APIs that show changes "
         "more than 10 seconds late. 1 if `updated_since` leaves out rows of that very second.",
     )
-    mark_deleted: Annotated[bool, BeforeValidator(read_toggle), "true or false"] = Field(
+    mark_deleted: Annotated[bool, "true or false"] = Field(
         False,
         title="Mark deleted rows",
         description="A full sync marks the rows that it does not bring as deleted.",
     )
-    start_date: Annotated[datetime | None, BeforeValidator(read_start_date), PAST_TIME] = Field(
+    start_date: Annotated[datetime | None, "an ISO 8601 date or time in the past"] = Field(
         None,
         title="Start date",
         description="The first sync reads only rows updated since then. Not with mark_deleted.",
     )
 
-    check_each = field_validator("*", mode="before")(check_text)
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            is_address = False
+        is_plain = url.isprintable() and not set(" #") & set(url)
+        if not is_address or not is_plain or parts.username is not None:
+            raise ValueError(
+                "must be an http or https address with a host, such as "
+                "https://api.example.com/list, without spaces, line breaks or a fragment (from # "
+                "on), and without user name and password: the key of the API belongs in api_key"
+            )
+        ours = {"updated_since", "order_by", "order_type", "limit", "offset"}
+        if theirs := ours & dict(parse_qsl(parts.query, keep_blank_values=True)).keys():
+            raise ValueError(
+                f"must not set {', '.join(sorted(theirs))}, which this connector sets"
+            )
+        return url
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr) -> SecretStr:
+        if not all("!" <= character <= "~" for character in key.get_secret_value()):
+            raise ValueError("has a space, a line break or another character that is not allowed")
+        return key
+
+    @field_validator("mark_deleted", mode="before")
+    @classmethod
+    def _check_toggle(cls, value: str) -> bool:
+        if value not in ("true", "false"):
+            raise ValueError(f"must be true or false, but is {value[:40]!r}")
+        return value == "true"
+
+    @field_validator("start_date", mode="before")
+    @classmethod
+    def _check_date(cls, value: str, others: ValidationInfo) -> datetime:
+        try:
+            time = parse_time(value)
+        except ValueError:
+            time = None
+        if time is None or time > datetime.now(timezone.utc):
+            raise ValueError(
+                f"must be an ISO 8601 date or time in the past, but is {value[:40]!r}"
+            )
+        if others.data.get("mark_deleted"):
+            raise ValueError("cannot be set with mark_deleted: rows deleted before are not known")
+        return time
+
+    @field_validator("*", mode="before")  # runs first, as the last of its mode
+    @classmethod
+    def _check_text(cls, value: object) -> str:
+        if not isinstance(value, str):
+            raise ValueError("must be a string, in quotes")
+        if value.startswith("fivetran_encrypted:"):
+            raise ValueError("is encrypted: run `fivetran debug`, which decrypts it")
+        if re.fullmatch("<.*>", value):
+            raise ValueError("is a placeholder: replace it with a value of your own")
+        return value
 
     @property
     def host(self) -> str:
@@ -1071,14 +1035,9 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
 
     def secrets(self) -> list:
         """Return what an error must not quote, longest first: the key and values of the query."""
-        query = parse_qsl(urlsplit(self.base_url).query)
-        values = [
-            self.api_key.get_secret_value(),
-            *(value for _, value in query if len(value) > 7),
-        ]
-        forms = {
-            form for v in values if len(v) > 3 for form in (v, quote_plus(v), quote(v, safe=""))
-        }
+        query = [value for _, value in parse_qsl(urlsplit(self.base_url).query) if len(value) > 7]
+        values = [v for v in (self.api_key.get_secret_value(), *query) if len(v) > 3]
+        forms = {form for v in values for form in (v, quote_plus(v), quote(v, safe=""))}
         forms |= {form.replace("/", "\\/") for form in forms}  # as some APIs write JSON
         return sorted(forms, key=len, reverse=True)
 
@@ -1104,9 +1063,9 @@ class Progress:
 
     def __init__(self, reader: Reader, cursor: Position | None):
         self._reader = reader
+        self._cursor = cursor
         self._pages = 0
         self._began = self._last_report = monotonic()
-        self._cursor = cursor
         what = f"rows updated since {reader.since.text}" if reader.since else "all rows"
         log.info(f"Reading {what} from {reader.settings.host} into `{TABLE}`.")
 
@@ -1116,19 +1075,20 @@ class Progress:
         now, done, left = monotonic(), self._reader.rows, self._reader.remaining
         if left and now - self._last_report >= PROGRESS_SECONDS:
             self._last_report = now
-            share, time_left = done * 100 // (done + left), (now - self._began) * left / done
             log.info(
-                f"{done:,} of {done + left:,} rows ({share} %), updated up to "
-                f"{rows[-1].updated_at_text}. Time left: {duration(time_left)}."
+                f"{done:,} of {done + left:,} rows ({done * 100 // (done + left)} %), updated up "
+                f"to {rows[-1].updated_at_text}. Time left: "
+                f"{duration((now - self._began) * left / done)}."
             )
 
     def summarize(self):
         """Log what was done."""
-        reader, took = self._reader, duration(monotonic() - self._began)
+        reader = self._reader
         log.info(
-            f"Done in {took}, of which {duration(reader.ahead.waited)} waiting for the API. Rows: "
-            f"{reader.rows:,}, pages: {self._pages:,}, retries: {reader.retries:,}, pages read "
-            f"again as they had moved: {reader.pages_dropped:,}."
+            f"Done in {duration(monotonic() - self._began)}, of which "
+            f"{duration(reader.ahead.waited)} waiting for the API. Rows: {reader.rows:,}, pages: "
+            f"{self._pages:,}, retries: {reader.retries:,}, pages read again as they had moved: "
+            f"{reader.pages_dropped:,}."
         )
         if self._cursor and not reader.rows:
             log.warning(
@@ -1139,6 +1099,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
+    """Return a duration as text, such as 1:05:09."""
     return str(timedelta(seconds=round(seconds)))
 
 
@@ -1153,132 +1114,100 @@ def configuration_form():
         if field.annotation is bool:
             form.add_field(form_field.ToggleField(name, field.title, description=description))
             continue
-        is_secret = field.annotation is SecretStr
+        kinds = form_field.TextField
         example = field.examples[0] if field.examples else field.default
         form.add_field(
             form_field.TextField(
                 name,
                 field.title,
-                form_field.TextField.password if is_secret else form_field.TextField.plain_text,
+                kinds.password if field.annotation is SecretStr else kinds.plain_text,
                 description=description,
                 required=field.is_required(),
                 placeholder="" if example is None else str(example),
             )
         )
-    for label, check in CHECKS.items():
-        form.add_test(label=label, func=setup_test(check))
+    for number, label in enumerate(STEPS, 1):
+        form.add_test(label=label, func=setup_test(number))
     return form
 
 
-def setup_test(check: Callable[[Client], None]) -> Callable[[dict], Test]:
-    """Return a test for the setup form from a check, which raises what is wrong.
+def setup_test(number: int) -> Callable[[dict], Test]:
+    """Return the test of the setup form that takes the first steps of `check_api`.
 
-    The test takes `TEST_SECONDS` at most.
+    It takes `TEST_SECONDS` at most.
     """
 
     def run(configuration: dict):
-        client = Client(validate_configuration(configuration))
-        try:
-            check(client)
-        finally:
-            client.close()
+        with closing(Client(validate_configuration(configuration))) as client:
+            list(islice(check_api(client), number))
 
-    @wraps(check)
     def test(configuration: dict):
-        worker = Workers(1)
-        result = worker.submit(partial(run, configuration))
-        worker.close()
-        if not wait([result], timeout=TEST_SECONDS).done:
+        with closing(Workers(1)) as worker:
+            result = worker.submit(run, configuration)
+        try:
+            result.result(TEST_SECONDS)
+        except FutureTimeoutError:
             advice = "Check base_url, and that the API is up."
             return Test.failure(f"The API did not answer within {TEST_SECONDS} s. {advice}")
-        error = result.exception()
-        return Test.failure(str(error)) if error else Test.success()
+        except Exception as error:
+            return Test.failure(str(error))
+        return Test.success()
 
+    test.__name__ = f"test_{number}"  # the SDK tells tests apart by their names
     return test
 
 
-def check_settings(client: Client):
-    """Pass: the settings that the client was made of are valid."""
+STEPS = (  # labels of the tests
+    "Check the settings",
+    "Reach the API with its address and key",
+    "Read a page",
+    "Follow the pages",
+    "Read what was updated since a time",
+)
 
 
-def check_access(client: Client):
-    """Check that the API answers JSON to the address and the key."""
-    first_answer(client)
-
-
-def check_page(client: Client):
-    """Check that an answer is a page, and that two rows fit in it: pages overlap by a row."""
-    page = first_page(client)
-    if len(page.rows) < min(page.total, 2):
+def check_api(client: Client) -> Iterator[None]:
+    """Check the API, and yield after each of `STEPS`. Raises what is wrong."""
+    yield  # making the client has checked the settings
+    limit, answer = max(client.settings.page_size, 2), None
+    while answer is None:
+        try:
+            answer = client.get(PageRequest(None, 0, limit))
+        except Refused as refusal:
+            limit = smaller(limit, refusal)
+    yield
+    page = parse_page(answer, 0)
+    count, limit = len(page.rows), max(min(len(page.rows), TEST_PAGE_SIZE), 2)
+    if count < min(page.total, 2):
         raise SyncError(
-            f"The API promises {page.total} rows, but returns only {len(page.rows)}. It must "
-            "return at least 2 rows per page."
+            f"The API promises {page.total} rows, but returns only {count}. It must return at "
+            "least 2 rows per page."
         )
-
-
-def check_paging(client: Client):
-    """Check that offset is honored, and that the total counts all rows."""
-    page = first_page(client)
+    yield
     if not page.rows:
         return
-    offset = len(page.rows) - 1
-    second = parse_page(client.get(PageRequest(None, offset, small(page))), offset)
-    versions = [row.version for row in second.rows or page.rows[-1:]]
-    if page.total > len(page.rows) and versions[0] == page.rows[0].version:
+    first, last = page.rows[0], page.rows[-1]
+    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1).rows
+    if page.total > count and second and second[0].version == first.version:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
-    if page.total <= len(page.rows) and versions[0] == page.rows[-1].version and versions[1:]:
+    if page.total <= count and second[1:] and second[0].version == last.version:
         raise SyncError(
             f"The API says that {page.total} rows match, but has more: `total` must count all "
             "rows that match, and not only those of a page."
         )
-
-
-def check_updated_since(client: Client):
-    """Check that updated_since leaves out older rows, and includes that time."""
-    page = first_page(client)
-    if not page.rows:
-        return
-    last = page.rows[-1].position
-    rows = parse_page(client.get(PageRequest(last, 0, small(page))), 0).rows
-    since = [row.updated_at for row in rows]
-    if since and since[0] <= last.time - timedelta(seconds=1):
+    yield
+    recent = parse_page(client.get(PageRequest(last.position, 0, limit)), 0).rows
+    if recent and recent[0].updated_at <= last.updated_at - timedelta(seconds=1):
         raise SyncError(
             "The API returns rows updated before updated_since: it must leave them out, or every "
             "sync would read all rows."
         )
-    if not client.settings.lookback_seconds and not (since and since[0] <= last.time):
+    is_inclusive = recent and recent[0].updated_at <= last.updated_at
+    if not client.settings.lookback_seconds and not is_inclusive:
         raise SyncError(
             "The API leaves out rows updated at the very time of updated_since, some of which "
             "would be lost: set lookback_seconds to 1."
         )
-
-
-def small(page: Page) -> int:
-    """Return a page size for further requests, which the API accepts as it gave this page."""
-    return max(min(len(page.rows), TEST_PAGE_SIZE), 2)
-
-
-def first_answer(client: Client) -> object:
-    """Return what the API answers to a request for its first page, of a size that it accepts."""
-    limit = max(client.settings.page_size, 2)
-    while True:
-        try:
-            return client.get(PageRequest(None, 0, limit))
-        except Refused as refusal:
-            limit = smaller(limit, refusal)
-
-
-def first_page(client: Client) -> Page:
-    return parse_page(first_answer(client), 0)
-
-
-CHECKS = {  # by their labels in the form, in the order in which things go wrong
-    "Check the settings": check_settings,
-    "Reach the API with its address and key": check_access,
-    "Read a page": check_page,
-    "Follow the pages": check_paging,
-    "Read what was updated since a time": check_updated_since,
-}
 
 
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
@@ -1288,6 +1217,7 @@ connector = Connector(update=update, schema=schema, configuration_form=configura
 
 
 def load(path: Path) -> object:
+    """Return the JSON of a file. Exits with a message if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a signature
     except (OSError, ValueError) as error:

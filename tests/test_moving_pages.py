@@ -276,7 +276,7 @@ def test_pages_of_one_user_are_an_error(api, sync):
     api.add(3)
     api.page_cap = 1
     with pytest.raises(
-        SyncError, match=r"promises 3 rows, .* must return at least 2 rows per page"
+        SyncError, match=r"of 3 rows.* must honor offset, return at least 2 rows per page"
     ):
         sync()
 
@@ -354,7 +354,7 @@ def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_he
     api.add(400)
     api.hidden = {str(number) for number in hidden}
     with pytest.raises(
-        SyncError, match="leaves rows out after it has cut the page: set page_size above"
+        SyncError, match="set page_size above the number .* of rows that it leaves out in a run"
     ):
         sync()
     assert len(api.requests) < 60
