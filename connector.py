@@ -25,26 +25,13 @@ from time import monotonic
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
+import pydantic
 import requests
 import tenacity
 from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_field
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
-from pydantic import (
-    AfterValidator,
-    AliasPath,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    SecretStr,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    WrapValidator,
-    field_validator,
-    with_config,
-)
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from requests.adapters import HTTPAdapter
 from typing_extensions import NotRequired, TypedDict
 
@@ -217,27 +204,14 @@ class RowsRead:
         self.ids.update(row.id for row in rows if row.updated_at == self.last.time)
 
 
-class PageRequest(NamedTuple):
-    """A request for up to `limit` rows from `offset` on, of those updated since a position."""
-
-    since: Position | None  # None: all rows
-    offset: int
-    limit: int
-
-
 @dataclass
 class Window:
     """The rows updated since one position, which are read at growing offsets."""
 
-    since: Position | None
+    since: Position | None  # None: all rows
     before: "Page"  # the last page that was accepted; at first an empty one
     offset: int = 0  # of the page to read next
     overlap: int = 1  # rows that it shares with the page before
-
-    @property
-    def probes(self) -> bool:
-        """Whether the next page lies behind the one before, as the total of that is in doubt."""
-        return self.offset >= max(self.before.end, 1)
 
 
 class Reader:
@@ -250,15 +224,12 @@ class Reader:
 
     def __init__(self, client: "Client", cursor: Position | None):
         self.settings = client.settings
-        self.ahead = ReadAhead(client.send, self.settings.parallel_requests)
-        self.rows = self.retries = self.pages_dropped = 0
+        self.source = PageSource(client)
+        self.rows = self.pages_dropped = 0
         self._client = client
         self._read = RowsRead()
-        self._limit = max(self.settings.page_size, 2)  # rows to ask for: pages overlap by one
-        self._length = None  # rows of the last page with more behind it: may be fewer than asked
-        self._max_depth = WINDOW_ROWS
         self._promised = None  # rows, by the total of the first page
-        self._setbacks = self._young_pages = self._timeouts = 0
+        self._setbacks = self._young_pages = 0
         lookback, start_date = self.settings.lookback_seconds, self.settings.start_date
         if cursor is None:
             self.since = Position.at(start_date) if start_date else None
@@ -279,7 +250,7 @@ class Reader:
         """
         while self._window:
             try:
-                page = parse_page(self._get(), self._window.offset)
+                page = self.source.get(self._window)
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
@@ -290,7 +261,8 @@ class Reader:
             self._read.add(new)
             self.rows += len(new)
             self._plan(page, new)
-            self.ahead.ask(self._coming())
+            if self._window:
+                self.source.ask_ahead(self._window)
             if new:
                 yield new
 
@@ -302,11 +274,7 @@ class Reader:
         rows, before = page.rows, self._window.before
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        if (
-            page.offset > before.offset
-            and before.rows
-            and rows[0].version == before.rows[0].version
-        ):
+        if page.offset > before.offset and page.first == before.first:
             return False  # the offset is ignored, or not followed that deep
         # Rows that have been read come first. Only recent ones may be in an odd order, as ties of
         # a timestamp cut to the minute are while that minute lasts.
@@ -321,8 +289,8 @@ class Reader:
         then a page back, until a page begins with a row that has been read, with twice the overlap
         from there on.
         """
-        window, before, length = self._window, self._window.before, self._length or self._limit
-        if window.probes and not page.rows and page.total >= before.total:
+        window, before, length = self._window, self._window.before, self.source.full_page
+        if self._is_in_doubt() and not page.rows and page.total >= before.total:
             self._end_before_total()
             return
         self.pages_dropped += 1
@@ -357,7 +325,7 @@ class Reader:
         return Window(since, empty_page(total=max(window.before.total - window.offset, 0)))
 
     def _plan(self, page: "Page", new: list):
-        """Decide where to read on after a page, or that the list has ended."""
+        """Decide where to read on after a page that continues the list, or that it has ended."""
         window, is_repeated = self._window, page.offset == self._window.before.offset
         window.before = page
         if new:
@@ -366,32 +334,25 @@ class Reader:
             self._promised = page.total
         if new and self.rows >= self._promised and new[-1].updated_at >= self._client.started:
             self._young_pages += 1
-        is_full = len(page.rows) >= max(self._length or self._limit, 2)
+        is_full = len(page.rows) >= max(self.source.full_page, 2)  # one row is the overlap alone
         if self._young_pages >= MAX_YOUNG_PAGES:
             self._window = None  # it changes faster than it is read: the next sync goes on
         elif page.end < page.total and len(page.rows) <= 1:
-            self._find_promised_rows(page)
+            self._look_for_promised_rows(page)
         elif page.end < page.total or is_full or (new and page.end > page.total):
-            self._move_on(page)  # also past a total that is too small
+            window.offset = max(page.end - window.overlap, page.offset + 1)
+            if window.offset + self.source.limit > self.source.max_depth:
+                self._window = self._later_window() or window
         elif self.settings.mark_deleted and not is_repeated:
-            # Request this page again. If it was asked ahead it may be older than the one before
-            # it, and a row that changed in between be in neither: it must not look deleted.
+            # Read this page again. If it was asked ahead it may be older than the one before it,
+            # and a row that changed in between be in neither: it must not look deleted.
             window.offset = page.offset
         else:
             self._window = None
 
-    def _move_on(self, page: "Page"):
-        """Read on at the end of a page, or in a new window where that would be too deep."""
-        window = self._window
-        if page.end < page.total:
-            if self._length not in (None, len(page.rows)):
-                self.ahead.slow_down()  # those asked ahead begin in the wrong place
-            self._length = len(page.rows)
-        window.offset = max(page.end - window.overlap, page.offset + 1)
-        if window.offset + self._limit > self._max_depth:
-            self._window = self._later_window() or window
+    # APIs whose total or offsets end elsewhere than their list
 
-    def _find_promised_rows(self, page: "Page"):
+    def _look_for_promised_rows(self, page: "Page"):
         """Read on after a page that has none of the rows that its total promises behind it.
 
         The API may not follow offsets that deep: a new window tells. Or its total may be too
@@ -400,30 +361,32 @@ class Reader:
         if later := self._later_window():
             self._window = later
         else:
-            self._window.offset = max(page.total - self._limit, page.end, 1)
+            self._window.offset = max(page.total - self.source.limit, page.end, 1)
+
+    def _is_in_doubt(self) -> bool:
+        """Return whether the next page is that place, and so does not overlap the one before."""
+        return self._window.offset >= max(self._window.before.end, 1)
 
     def _end_before_total(self):
         """Accept that the list has ended, as there is no row where its total promised the last."""
         before, self._window = self._window.before, None
         if not self.rows and self.since is None:
             raise SyncError(f"The API promises {before.total} rows, but returns none.")
-        if before.total - before.end > (self._length or self._limit):
+        if before.total - before.end > self.source.full_page:
             log.warning(
                 f"The API promises {before.total} rows, but returns none from offset {before.end} "
                 "on. Its total is too large, or it leaves rows out."
             )
 
     def _after_refusal(self, refusal: Refused):
-        """Read on after the API refused the page size, or an offset that deep."""
+        """Read on after the API refused an offset that deep."""
         window, end = self._window, max(self._window.before.end, 1)
-        if window.offset == 0:
-            self._limit, self._length = smaller(self._limit, refusal), None
-        elif window.offset > end:  # a probe: as far as the API accepts
-            window.offset = (window.offset + end) // 2
-        elif window.probes:
+        if window.offset > end:
+            window.offset = (window.offset + end) // 2  # in doubt: as far as it accepts
+        elif self._is_in_doubt():
             self._end_before_total()  # it refuses offsets behind its last row
         elif later := self._later_window():
-            self._max_depth = window.offset
+            self.source.max_depth = window.offset
             self._window = later
         else:
             raise SyncError(
@@ -432,25 +395,72 @@ class Reader:
                 f"{refusal}"
             )
 
-    def _coming(self) -> list:
-        """Return the requests that follow, as far as the total tells, with the next page first."""
-        window, limit = self._window, self._limit
-        if window is None:
-            return []
-        step = max((self._length or limit) - window.overlap, 1)
-        end = window.before.total - window.overlap
-        if window.offset + limit <= self._max_depth:
-            end = min(end, self._max_depth - limit + 1)
-        others = range(window.offset + step, end, step)[: self.settings.parallel_requests - 1]
-        return [PageRequest(window.since, offset, limit) for offset in (window.offset, *others)]
 
-    def _get(self) -> object:
-        """Return the answer for the next page, requested again while it is unavailable.
+# Requesting pages
 
-        Raises `Refused` if the API does not accept the request, `SyncError` if it gives no answer.
+
+class PageRequest(NamedTuple):
+    """A request for up to `limit` rows from `offset` on, of those updated since a position."""
+
+    since: Position | None
+    offset: int
+    limit: int
+
+
+class PageSource:
+    """Gets pages that are requested ahead, again while unavailable, in a size the API accepts."""
+
+    def __init__(self, client: "Client"):
+        settings = client.settings
+        self.ahead = ReadAhead(client.send, settings.parallel_requests)
+        self.retries = 0
+        self.limit = max(settings.page_size, 2)  # rows to ask for: pages overlap by one
+        self.max_depth = WINDOW_ROWS  # of the offset plus the limit
+        self._client = client
+        self._length = None  # rows that the API returns of them, as far as is known
+        self._timeouts = 0  # of the present page
+
+    @property
+    def full_page(self) -> int:
+        """How many rows a full page has, as far as is known: the API may return fewer."""
+        return self._length or self.limit
+
+    def get(self, window: Window) -> "Page":
+        """Return the next page of a window.
+
+        Raises `Refused` if the API does not accept an offset, `SyncError` if it gives no page.
         """
+        while True:
+            try:
+                page = parse_page(self._retry(window), window.offset)
+                break
+            except Refused as refusal:
+                if window.offset > 0:
+                    raise
+                self.limit, self._length = smaller(self.limit, refusal), None
+        if page.end < page.total and len(page.rows) > 1:
+            if self._length not in (None, len(page.rows)):
+                self.ahead.slow_down()  # the pages asked ahead begin in the wrong places
+            self._length = len(page.rows)
+        return page
+
+    def ask_ahead(self, window: Window):
+        """Request the next pages of a window, and cancel requests for others."""
+        self.ahead.ask(self._coming(window))
+
+    def _coming(self, window: Window) -> list:
+        """Return the requests that follow, as far as the total tells, with the next page first."""
+        step = max(self.full_page - window.overlap, 1)
+        end = window.before.total - window.overlap
+        if window.offset + self.limit <= self.max_depth:
+            end = min(end, self.max_depth - self.limit + 1)
+        others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
+        return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
+
+    def _retry(self, window: Window) -> object:
+        """Return the answer for the next page, requested again while it is unavailable."""
         self._timeouts = 0
-        tries = FIRST_TRIES if self._promised is None else TRIES
+        tries = FIRST_TRIES if self._client.started is None else TRIES
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
@@ -460,11 +470,11 @@ class Reader:
             reraise=True,
         )
         try:
-            return retrying(lambda: self.ahead.get(self._coming()))
+            return retrying(lambda: self.ahead.get(self._coming(window)))
         except Unavailable as error:
             spent = retrying.statistics
             raise SyncError(
-                f"The API gave no page at offset {self._window.offset}: {error}. Tries: "
+                f"The API gave no page at offset {window.offset}: {error}. Tries: "
                 f"{spent['attempt_number']}, in {spent['delay_since_first_attempt']:.0f} s. "
                 "Nothing is lost: the next sync goes on from the last checkpoint."
             ) from None
@@ -475,22 +485,26 @@ class Reader:
         self.retries += 1
         self._timeouts += error.timed_out
         if error.timed_out and self._timeouts > 1:
-            self._limit, self._length = max(self._limit // 2, 2), None
+            self.limit, self._length = half(self.limit), None
         if error.retry_after is not None:
             self.ahead.slow_down()
         log.warning(
-            f"No page at offset {self._window.offset}: {error}. Waiting "
-            f"{attempt.upcoming_sleep:.1f} s before try {attempt.attempt_number + 1}, for "
-            f"{self._limit} rows."
+            f"No page: {error}. Waiting {attempt.upcoming_sleep:.1f} s before try "
+            f"{attempt.attempt_number + 1}, for {self.limit} rows."
         )
+
+
+def half(limit: int) -> int:
+    """Return half a page size, but 2 rows at least: pages overlap by one."""
+    return max(limit // 2, 2)
 
 
 def smaller(limit: int, refusal: Refused) -> int:
     """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
     if limit == 2:
         raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
-    log.info(f"The API refused pages of {limit} rows: asking for {max(limit // 2, 2)}.")
-    return max(limit // 2, 2)
+    log.info(f"The API refused pages of {limit} rows: asking for {half(limit)}.")
+    return half(limit)
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
@@ -766,10 +780,10 @@ def parse_time(text: object) -> datetime:
         ) from None
 
 
-DATETIME = TypeAdapter(datetime)
-Time = Annotated[datetime, PlainValidator(parse_time)]
+DATETIME = pydantic.TypeAdapter(datetime)
+Time = Annotated[datetime, pydantic.PlainValidator(parse_time)]
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
-Json = Annotated[Any, AfterValidator(partial(json.dumps, ensure_ascii=False))]
+Json = Annotated[Any, pydantic.AfterValidator(partial(json.dumps, ensure_ascii=False))]
 # What is not text becomes JSON: the SDK would store it in a STRING column as Python writes it.
 Text = Annotated[str | Json | None, Field(union_mode="left_to_right")]
 
@@ -785,7 +799,7 @@ COLUMNS = {
     UPDATED_AT: (Time, "UTC_DATETIME"),
     "createdAt": (Time | None, "UTC_DATETIME"),
 }
-Record = with_config(extra="allow")(
+Record = pydantic.with_config(extra="allow")(
     TypedDict(
         "Record",
         {
@@ -809,11 +823,6 @@ class Row(NamedTuple):
         """Where the row stands in the list."""
         return Position(self.updated_at, self.updated_at_text)
 
-    @property
-    def version(self) -> tuple:
-        """Identifies the row in its present state: its id and timestamp."""
-        return self.id, self.updated_at
-
     def __repr__(self) -> str:
         return "Row(...)"  # crash reports show local variables
 
@@ -829,14 +838,21 @@ def read_rows(answer: object, validate: Callable[[object], list]) -> list:
 class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
-    rows: Annotated[list[Record], WrapValidator(read_rows)] = Field(validation_alias="data")
-    total: int = Field(validation_alias=AliasPath("total"), strict=True, ge=0)
+    rows: Annotated[list[Record], pydantic.WrapValidator(read_rows)] = Field(
+        validation_alias="data"
+    )
+    total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
     offset: int | None = None
 
     @property
     def end(self) -> int:
         """The offset of the first row behind the page."""
         return self.offset + len(self.rows)
+
+    @property
+    def first(self) -> tuple | None:
+        """The version of the first row: its id and timestamp. None if there is none."""
+        return self.rows[0][:2] if self.rows else None
 
 
 def empty_page(total: int) -> Page:
@@ -853,7 +869,7 @@ def parse_page(answer: object, offset: int) -> Page:
     try:
         page = Page.model_validate(answer)
     except ValidationError as error:
-        raise SyncError(f"{where}{describe_faults(error)[0]}.") from None
+        raise SyncError(f"{where}{describe_fault(error.errors()[0])}.") from None
     if page.offset not in (None, offset):
         raise SyncError(f"{where}`offset` should be as requested, but is {page.offset}.")
     page.offset = offset
@@ -866,16 +882,11 @@ def parse_page(answer: object, offset: int) -> Page:
     return page
 
 
-def describe_faults(error: ValidationError) -> list:
-    """Return what is wrong with an answer or the configuration, a sentence for each fault.
+def describe_fault(fault: dict) -> str:
+    """Return what is wrong with an answer or the configuration, by one of pydantic's errors.
 
     Of what came, only the type is named: the value may be personal data, or secret.
     """
-    return [describe_fault(fault) for fault in error.errors(include_url=False)]
-
-
-def describe_fault(fault: dict) -> str:
-    """Return what is wrong by one of pydantic's errors."""
     path, kind, came = ".".join(map(str, fault["loc"])), fault["type"], fault["input"]
     if kind == "value_error":  # of our own validators
         problem = str(fault["ctx"]["error"])
@@ -912,7 +923,7 @@ def whole_number(lowest: int, highest: int) -> type:
             return int(value)
         raise ValueError(f"must be {allowed}, but is {value[:40]!r}")
 
-    return Annotated[int, BeforeValidator(read), allowed]
+    return Annotated[int, pydantic.BeforeValidator(read), allowed]
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
@@ -997,7 +1008,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
 
     @field_validator("start_date", mode="before")
     @classmethod
-    def _check_date(cls, value: str, others: ValidationInfo) -> datetime:
+    def _check_date(cls, value: str, others: pydantic.ValidationInfo) -> datetime:
         try:
             time = parse_time(value)
         except ValueError:
@@ -1051,7 +1062,7 @@ def validate_configuration(configuration: dict) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        faults = describe_faults(error)
+        faults = map(describe_fault, error.errors())
     raise ValueError("The configuration cannot be used:\n- " + "\n- ".join(faults))
 
 
@@ -1086,8 +1097,8 @@ class Progress:
         reader = self._reader
         log.info(
             f"Done in {duration(monotonic() - self._began)}, of which "
-            f"{duration(reader.ahead.waited)} waiting for the API. Rows: {reader.rows:,}, pages: "
-            f"{self._pages:,}, retries: {reader.retries:,}, pages read again as they had moved: "
+            f"{duration(reader.source.ahead.waited)} waiting for the API. Rows: {reader.rows:,}, pages: "
+            f"{self._pages:,}, retries: {reader.source.retries:,}, pages read again as they had moved: "
             f"{reader.pages_dropped:,}."
         )
         if self._cursor and not reader.rows:
@@ -1186,11 +1197,11 @@ def check_api(client: Client) -> Iterator[None]:
     yield
     if not page.rows:
         return
-    first, last = page.rows[0], page.rows[-1]
-    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1).rows
-    if page.total > count and second and second[0].version == first.version:
+    last = page.rows[-1]
+    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1)
+    if page.total > count and second.first == page.first:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
-    if page.total <= count and second[1:] and second[0].version == last.version:
+    if page.total <= count and second.rows[1:] and second.first == last[:2]:
         raise SyncError(
             f"The API says that {page.total} rows match, but has more: `total` must count all "
             "rows that match, and not only those of a page."

@@ -257,7 +257,7 @@ def test_ties_in_a_new_order_each_time_are_an_error_that_says_what_would_help(ap
     api.tie_order = lambda user: order.random()
     with pytest.raises(
         SyncError,
-        match=r"cannot be paged: 6 pages .* in a stable order, such as by .* share 2024-01-01T0.:00:00",
+        match=r"cannot be paged: 6 pages .* in a stable order, such as by .* share a time \(at least 100\)",
     ):
         sync()
     assert len(api.requests) < 400
@@ -354,7 +354,7 @@ def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_he
     api.add(400)
     api.hidden = {str(number) for number in hidden}
     with pytest.raises(
-        SyncError, match="set page_size above the number .* of rows that it leaves out in a run"
+        SyncError, match=r"set page_size above the number .* of rows that it leaves out in a run"
     ):
         sync()
     assert len(api.requests) < 60
