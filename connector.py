@@ -1094,11 +1094,11 @@ class Progress:
 
     def summarize(self):
         """Log what was done."""
-        reader = self._reader
+        reader, source = self._reader, self._reader.source
+        took, waited = duration(monotonic() - self._began), duration(source.ahead.waited)
         log.info(
-            f"Done in {duration(monotonic() - self._began)}, of which "
-            f"{duration(reader.source.ahead.waited)} waiting for the API. Rows: {reader.rows:,}, pages: "
-            f"{self._pages:,}, retries: {reader.source.retries:,}, pages read again as they had moved: "
+            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows:,}, pages: "
+            f"{self._pages:,}, retries: {source.retries:,}, pages read again as they had moved: "
             f"{reader.pages_dropped:,}."
         )
         if self._cursor and not reader.rows:
