@@ -33,7 +33,7 @@ from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 from requests.adapters import HTTPAdapter
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import Required, TypedDict
 
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
@@ -787,27 +787,20 @@ Json = Annotated[Any, pydantic.AfterValidator(partial(json.dumps, ensure_ascii=F
 # What is not text becomes JSON: the SDK would store it in a STRING column as Python writes it.
 Text = Annotated[str | Json | None, Field(union_mode="left_to_right")]
 
-# Fields by the API's names: how a value is read, and the SDK's type of its column. Others pass
-# through, and the SDK derives the types of their columns.
+# Fields by the API's names: how a value is read, and the SDK's type of its column. Other fields
+# pass through, and the SDK derives the types of their columns.
 COLUMNS = {
-    ID: (Id, "STRING"),
+    ID: (Required[Id], "STRING"),
     "name": (Text, "STRING"),
     "email": (Text, "STRING"),
     "address": (Text, "STRING"),
     "company": (Text, "STRING"),
     "job": (Text, "STRING"),
-    UPDATED_AT: (Time, "UTC_DATETIME"),
+    UPDATED_AT: (Required[Time], "UTC_DATETIME"),
     "createdAt": (Time | None, "UTC_DATETIME"),
 }
-Record = pydantic.with_config(extra="allow")(
-    TypedDict(
-        "Record",
-        {
-            name: kind if name in (ID, UPDATED_AT) else NotRequired[kind]
-            for name, (kind, _) in COLUMNS.items()
-        },
-    )
-)
+Record = TypedDict("Record", {name: kind for name, (kind, _) in COLUMNS.items()}, total=False)
+Record.__pydantic_config__ = pydantic.ConfigDict(extra="allow")
 
 
 class Row(NamedTuple):
@@ -835,12 +828,13 @@ def read_rows(answer: object, validate: Callable[[object], list]) -> list:
     ]
 
 
+Rows = Annotated[list[Record], pydantic.WrapValidator(read_rows)]
+
+
 class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
-    rows: Annotated[list[Record], pydantic.WrapValidator(read_rows)] = Field(
-        validation_alias="data"
-    )
+    rows: Rows = Field(validation_alias="data")
     total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
     offset: int | None = None
 
@@ -1097,9 +1091,9 @@ class Progress:
         reader, source = self._reader, self._reader.source
         took, waited = duration(monotonic() - self._began), duration(source.ahead.waited)
         log.info(
-            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows:,}, pages: "
-            f"{self._pages:,}, retries: {source.retries:,}, pages read again as they had moved: "
-            f"{reader.pages_dropped:,}."
+            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows:,}, "
+            f"pages: {self._pages:,}, retries: {source.retries:,}, pages read again as they "
+            f"had moved: {reader.pages_dropped:,}."
         )
         if self._cursor and not reader.rows:
             log.warning(

@@ -186,12 +186,12 @@ def show_row_cost(count: int):
 
     def update(configuration: dict, state: dict):
         began = time.process_time()
-        pages = [ours.to_records(ours.parse_page(answer, 0).rows) for answer in answers]
+        pages = [ours.parse_page(answer, 0).rows for answer in answers]
         seconds["connector"] = time.process_time() - began
         began = time.process_time()
         for page in pages:
             for row in page:
-                op.upsert("user", row)
+                op.upsert("user", row.record)
         seconds["SDK"] = time.process_time() - began
 
     with tempfile.TemporaryDirectory() as folder:
