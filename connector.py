@@ -2,7 +2,7 @@
 
 The API lists its rows by `updatedAt`, and pages through them with `limit` and `offset`. The list
 changes while it is read, and no row is lost all the same: `RowsRead` has the rule, and the README
-its proof. To sync another list, change `TABLE`, `Row` and `Page`.
+its proof. To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS` and `Page`.
 """
 
 import json
@@ -38,19 +38,20 @@ from typing_extensions import Required, TypedDict
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
 SETTLED_AFTER = timedelta(seconds=10)  # younger rows may be committed late, or change again
-COARSEST_TIMESTAMP = timedelta(minutes=1)
+COARSEST_TIMESTAMP = timedelta(minutes=1)  # to which APIs cut `updatedAt`
 WINDOW_ROWS = 10_000  # the deepest offset plus limit: the usual bound of APIs
-MAX_SETBACKS = 5  # pages that do not continue the list, without a new row in between
-MAX_YOUNG_PAGES = 100  # pages of rows that changed during the sync, after the first total's rows
+MAX_SETBACKS = 5  # pages that do not continue the list, with no new row in between
+MAX_YOUNG_PAGES = 100  # of rows that changed during the sync, once the promised rows are read
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
 TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
-MAX_WAIT = 600  # seconds: the longest Retry-After, and from the first try of a page to its last
+MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and between all tries of a page
 PAGES_BEFORE_GROWTH = 20  # between two steps of reading ahead, once that had to slow down
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 PROGRESS_SECONDS = 10  # between two progress messages
-TEST_SECONDS, TEST_PAGE_SIZE = 15, 10  # for each test of the setup form; rows of its later pages
+TEST_SECONDS = 15  # for each test of the setup form
+TEST_PAGE_SIZE = 10  # rows that it asks for, but for its first page
 
 
 class SyncError(Exception):
@@ -114,10 +115,10 @@ def update(configuration: dict, state: dict):
 
 
 def mark_all_deleted():
-    """Mark every row of the table as deleted; each row that the sync brings is unmarked.
+    """Mark every row of the table as deleted; each row that the sync upserts is unmarked.
 
-    SDK 3.1 can defer that to the end of a sync that succeeds. Written against what 3.0.0 has
-    inside of it, and not tried on 3.1.
+    SDK 3.1 is expected to have a parameter that defers the marks to the end of the sync, as the
+    internals of 3.0.0 have. This was not tried on 3.1.
     """
     can_defer = "deferred" in signature(op.truncate).parameters
     op.truncate(TABLE, **({"deferred": True} if can_defer else {}))
@@ -180,12 +181,13 @@ class RowsRead:
     """What has been read of a list: the last timestamp, and the ids of the rows that have it.
 
     The list is sorted by timestamp, and ties keep their order. So a row that changes leaves its
-    place for the end, a deleted row leaves, and none of those older than 10 seconds joins in the
-    middle: their order stays. Everything in front of a row that has been read has therefore been
+    place for the end, a deleted row leaves, and no row joins in the middle: the order of those
+    that stay never changes. Everything in front of a row that has been read has therefore been
     read, or has left. A page that begins with such a row leaves no gap, however many rows have
     left, and whichever of two pages the API answered first; nor does a page at offset 0, as
-    `updated_since` is never later than the last timestamp. Rows that change or appear meanwhile
-    are in no danger: `next_cursor` stays 10 seconds behind the start, so the next sync reads them.
+    `updated_since` is never later than the last timestamp. Only rows younger than 10 seconds at
+    the start of the sync may join in the middle or change their order: `next_cursor` stays behind
+    them, so that the next sync reads them again.
     """
 
     def __init__(self):
@@ -193,6 +195,7 @@ class RowsRead:
         self.ids = set()
 
     def __contains__(self, row: "Row") -> bool:
+        """Return whether a row is older than the last timestamp, or one of those read with it."""
         if self.last is None or row.updated_at > self.last.time:
             return False
         return row.updated_at < self.last.time or row.id in self.ids
@@ -206,26 +209,26 @@ class RowsRead:
 
 @dataclass
 class Window:
-    """The rows updated since one position, which are read at growing offsets."""
+    """Where reading stands in the rows updated since a position, read at growing offsets."""
 
     since: Position | None  # None: all rows
-    before: "Page"  # the last page that was accepted; at first an empty one
-    offset: int = 0  # of the page to read next
-    overlap: int = 1  # rows that it shares with the page before
+    previous: "Page"  # the last page that continued the list; at first an empty one
+    offset: int = 0  # of the next page
+    overlap: int = 1  # rows that the next page shares with the previous one
 
 
 class Reader:
     """Reads all rows updated since a cursor, page after page, without a gap.
 
-    Each page overlaps the one before by a row, so that it begins with a row that has been read.
+    Each page overlaps the previous one by a row, so that it begins with a row that has been read.
     If it does not, the list has moved: the page is dropped, and reading goes on in a new window,
-    at the last timestamp read, or else a page further back.
+    at the last timestamp read. If the window began there already, it goes on a page further back.
     """
 
     def __init__(self, client: "Client", cursor: Position | None):
         self.settings = client.settings
         self.source = PageSource(client)
-        self.rows = self.pages_dropped = 0
+        self.rows_read = self.pages_dropped = 0
         self._client = client
         self._read = RowsRead()
         self._promised = None  # rows, by the total of the first page
@@ -240,8 +243,8 @@ class Reader:
     @property
     def remaining(self) -> int:
         """How many rows follow, as far as the API has told."""
-        before = self._window and self._window.before
-        return max(before.total - before.end, 0) if before else 0
+        previous = self._window and self._window.previous
+        return max(previous.total - previous.end, 0) if previous else 0
 
     def pages(self) -> Iterator[list]:
         """Yield the new rows of each page. While they are written, the next pages arrive.
@@ -259,7 +262,7 @@ class Reader:
                 continue
             new = [row for row in page.rows if row not in self._read]
             self._read.add(new)
-            self.rows += len(new)
+            self.rows_read += len(new)
             self._plan(page, new)
             if self._window:
                 self.source.ask_ahead(self._window)
@@ -269,15 +272,16 @@ class Reader:
     def _continues(self, page: "Page") -> bool:
         """Return whether a page leaves no gap, and its order is one that the list can have.
 
-        Answers that overtook each other can make a page look disordered, but not many of them.
+        Answers that overtake each other may show an order that it cannot have, but rarely.
         """
-        rows, before = page.rows, self._window.before
+        rows, previous = page.rows, self._window.previous
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        if page.offset > before.offset and page.first == before.first:
+        is_later = page.offset > previous.offset and previous.rows
+        if is_later and rows[0].version == previous.rows[0].version:
             return False  # the offset is ignored, or not followed that deep
-        # Rows that have been read come first. Only recent ones may be in an odd order, as ties of
-        # a timestamp cut to the minute are while that minute lasts.
+        # Rows that have been read come first. Only recent ones may be in another order: where
+        # timestamps are cut to the minute, rows join among those of the present minute.
         recent = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent]
         return was_read == sorted(was_read, reverse=True)
@@ -285,36 +289,38 @@ class Reader:
     def _set_back(self, page: "Page"):
         """Read on where it is safe, after a page that does not continue what has been read.
 
-        That is a new window. If this one began at the last timestamp, too many rows share it:
-        then a page back, until a page begins with a row that has been read, with twice the overlap
-        from there on.
+        That is at the begin of a new window, at the last timestamp read. If this window began
+        there, too many rows share that timestamp: then it is a page further back, until a page
+        begins with a row that has been read, and pages overlap by twice as many rows from there.
         """
-        window, before, length = self._window, self._window.before, self.source.full_page
-        if self._is_in_doubt() and not page.rows and page.total >= before.total:
+        window, previous, length = self._window, self._window.previous, self.source.full_page
+        is_probe = page.offset >= max(previous.end, 1)  # of `_look_for_promised_rows`
+        if is_probe and not page.rows and page.total >= previous.total:
             self._end_before_total()
             return
         self.pages_dropped += 1
-        if not 0 < page.offset <= before.offset:  # going back further is not counted
-            self._setbacks += 1
+        is_further_back = 0 < page.offset <= previous.offset
+        self._setbacks += not is_further_back
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
-                f"at offset {page.offset} of {before.total} rows. The API must honor offset, "
+                f"at offset {page.offset} of {previous.total} rows. The API must honor offset, "
                 f"return at least 2 rows per page, and rows with one {UPDATED_AT} in a stable "
                 f"order, such as by {ID}. If it cannot, set page_size above the number of rows "
-                f"that share a time (at least {len(self._read.ids)}) and of rows that it leaves "
-                "out in a run."
+                f"that share a time (at least {len(self._read.ids)}) and of consecutive rows that "
+                "it leaves out."
             )
         if later := self._later_window():
             self._window = later
         else:
-            window.offset = max(min(before.offset, page.offset - length), 0)
-            window.overlap = max(min(2 * window.overlap, length // 2), 1)
+            window.offset = max(min(previous.offset, page.offset - length), 0)
+            window.overlap = min(2 * window.overlap, length // 2)
 
     def _later_window(self) -> Window | None:
         """Return a window that begins at the last timestamp read, None if this one began there.
 
-        With a lookback it begins a second earlier: the filter may leave out that timestamp.
+        With a lookback it begins a second earlier: that is set where `updated_since` leaves out
+        rows of that very timestamp.
         """
         window, last = self._window, self._read.last
         if last is None:
@@ -322,69 +328,69 @@ class Reader:
         since = last.earlier(1) if self.settings.lookback_seconds else last
         if window.since and since.time <= window.since.time:
             return None
-        return Window(since, empty_page(total=max(window.before.total - window.offset, 0)))
+        expected = max(window.previous.total - window.offset, 0)  # until its first page tells
+        return Window(since, empty_page(expected))
 
     def _plan(self, page: "Page", new: list):
         """Decide where to read on after a page that continues the list, or that it has ended."""
-        window, is_repeated = self._window, page.offset == self._window.before.offset
-        window.before = page
+        window = self._window
+        # The first page of a window, or the previous one again: not older than the previous one
+        is_fresh = page.offset == window.previous.offset
+        window.previous = page
         if new:
             self._setbacks = 0
         if self._promised is None:
             self._promised = page.total
-        if new and self.rows >= self._promised and new[-1].updated_at >= self._client.started:
+        if new and self.rows_read >= self._promised and new[-1].updated_at >= self._client.started:
             self._young_pages += 1
-        is_full = len(page.rows) >= max(self.source.full_page, 2)  # one row is the overlap alone
+        is_full = len(page.rows) >= self.source.full_page
+        is_total_too_small = new and page.end > page.total
         if self._young_pages >= MAX_YOUNG_PAGES:
             self._window = None  # it changes faster than it is read: the next sync goes on
-        elif page.end < page.total and len(page.rows) <= 1:
+        elif page.end < page.total and len(page.rows) <= 1:  # one is the overlap alone
             self._look_for_promised_rows(page)
-        elif page.end < page.total or is_full or (new and page.end > page.total):
+        elif page.end < page.total or is_full or is_total_too_small:
             window.offset = max(page.end - window.overlap, page.offset + 1)
             if window.offset + self.source.limit > self.source.max_depth:
                 self._window = self._later_window() or window
-        elif self.settings.mark_deleted and not is_repeated:
-            # Read this page again. If it was asked ahead it may be older than the one before it,
-            # and a row that changed in between be in neither: it must not look deleted.
+        elif self.settings.mark_deleted and not is_fresh:
+            # Read the last page again. If it was requested ahead it may be older than the one
+            # before it. A row that changed in between is in neither, and must not look deleted.
             window.offset = page.offset
         else:
             self._window = None
 
-    # APIs whose total or offsets end elsewhere than their list
+    # APIs whose total or offsets do not match their list
 
     def _look_for_promised_rows(self, page: "Page"):
-        """Read on after a page that has none of the rows that its total promises behind it.
+        """Read on after a page without a new row, though its total promises rows behind it.
 
-        The API may not follow offsets that deep: a new window tells. Or its total may be too
-        large, or it leaves rows out: the place of the last rows promised tells.
+        If the API does not follow offsets that deep, a new window brings them. Else its total is
+        too large, or it leaves rows out: the place of the last rows promised is read to see.
         """
         if later := self._later_window():
             self._window = later
         else:
             self._window.offset = max(page.total - self.source.limit, page.end, 1)
 
-    def _is_in_doubt(self) -> bool:
-        """Return whether the next page is that place, and so does not overlap the one before."""
-        return self._window.offset >= max(self._window.before.end, 1)
-
     def _end_before_total(self):
         """Accept that the list has ended, as there is no row where its total promised the last."""
-        before, self._window = self._window.before, None
-        if not self.rows and self.since is None:
-            raise SyncError(f"The API promises {before.total} rows, but returns none.")
-        if before.total - before.end > self.source.full_page:
+        previous, self._window = self._window.previous, None
+        if not self.rows_read and self.since is None:
+            raise SyncError(f"The API promises {previous.total} rows, but returns none.")
+        if previous.total - previous.end > self.source.full_page:
             log.warning(
-                f"The API promises {before.total} rows, but returns none from offset {before.end} "
-                "on. Its total is too large, or it leaves rows out."
+                f"The API promises {previous.total} rows, but returns none from offset "
+                f"{previous.end} on. Its total is too large, or it leaves rows out."
             )
 
     def _after_refusal(self, refusal: Refused):
-        """Read on after the API refused an offset that deep."""
-        window, end = self._window, max(self._window.before.end, 1)
-        if window.offset > end:
-            window.offset = (window.offset + end) // 2  # in doubt: as far as it accepts
-        elif self._is_in_doubt():
-            self._end_before_total()  # it refuses offsets behind its last row
+        """Read on after the API refused an offset."""
+        window, end = self._window, max(self._window.previous.end, 1)
+        if window.offset > end:  # of `_look_for_promised_rows`: nearer, until it is accepted
+            window.offset = (window.offset + end) // 2
+        elif window.offset == end:
+            self._end_before_total()  # the API refuses offsets behind its last row
         elif later := self._later_window():
             self.source.max_depth = window.offset
             self._window = later
@@ -417,12 +423,12 @@ class PageSource:
         self.limit = max(settings.page_size, 2)  # rows to ask for: pages overlap by one
         self.max_depth = WINDOW_ROWS  # of the offset plus the limit
         self._client = client
-        self._length = None  # rows that the API returns of them, as far as is known
+        self._length = None  # rows that a full page has, once known: the API may return fewer
         self._timeouts = 0  # of the present page
 
     @property
     def full_page(self) -> int:
-        """How many rows a full page has, as far as is known: the API may return fewer."""
+        """How many rows a full page has, as far as is known."""
         return self._length or self.limit
 
     def get(self, window: Window) -> "Page":
@@ -432,12 +438,12 @@ class PageSource:
         """
         while True:
             try:
-                page = parse_page(self._retry(window), window.offset)
+                page = parse_page(self._get_answer(window), window.offset)
                 break
             except Refused as refusal:
                 if window.offset > 0:
                     raise
-                self.limit, self._length = smaller(self.limit, refusal), None
+                self.limit, self._length = half_if_refused(self.limit, refusal), None
         if page.end < page.total and len(page.rows) > 1:
             if self._length not in (None, len(page.rows)):
                 self.ahead.slow_down()  # the pages asked ahead begin in the wrong places
@@ -451,19 +457,20 @@ class PageSource:
     def _coming(self, window: Window) -> list:
         """Return the requests that follow, as far as the total tells, with the next page first."""
         step = max(self.full_page - window.overlap, 1)
-        end = window.before.total - window.overlap
-        if window.offset + self.limit <= self.max_depth:
+        end = window.previous.total - window.overlap
+        if window.offset + self.limit <= self.max_depth:  # the next page is not beyond it itself
             end = min(end, self.max_depth - self.limit + 1)
         others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
         return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
 
-    def _retry(self, window: Window) -> object:
+    def _get_answer(self, window: Window) -> object:
         """Return the answer for the next page, requested again while it is unavailable."""
         self._timeouts = 0
         tries = FIRST_TRIES if self._client.started is None else TRIES
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
+            # + 1: as long as MAX_WAIT may be waited
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(MAX_WAIT + 1),
             before=lambda attempt: attempt.attempt_number > 1 and self.ahead.forget_failures(),
             before_sleep=self._after_failure,
@@ -499,7 +506,7 @@ def half(limit: int) -> int:
     return max(limit // 2, 2)
 
 
-def smaller(limit: int, refusal: Refused) -> int:
+def half_if_refused(limit: int, refusal: Refused) -> int:
     """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
     if limit == 2:
         raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
@@ -507,14 +514,14 @@ def smaller(limit: int, refusal: Refused) -> int:
     return half(limit)
 
 
+BACKOFF = tenacity.wait_exponential_jitter(max=60)
+
+
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
     """Return how long to wait before the next try: as long as the API asks, or a growing time."""
     asked = attempt.outcome.exception().retry_after
     is_unhelpful = asked is None or (asked == 0 and attempt.attempt_number > 1)
     return BACKOFF(attempt) if is_unhelpful else asked
-
-
-BACKOFF = tenacity.wait_exponential_jitter(max=60)
 
 
 # Reading ahead
@@ -533,15 +540,19 @@ class ReadAhead:
         self._maximum = maximum
         self._allowed = min(2, maximum)
         self._in_flight = {}  # the future of each page that was requested
-        self._pages = self._pages_before_growth = 0  # _pages: since _allowed changed
+        self._pages_since_change = self._pages_before_growth = 0  # of _allowed
 
     def get(self, coming: list) -> object:
         """Return the answer to the first coming request. Raises what that request raised."""
         self.ask(coming)
         future = self._in_flight[coming[0]]
-        is_full = self._allowed <= len(self._in_flight) and self._allowed < self._maximum
-        if is_full and not future.done() and self._pages >= self._pages_before_growth:
-            self._allowed, self._pages = self._allowed + 1, 0
+        may_grow = self._allowed <= len(self._in_flight) and self._allowed < self._maximum
+        if (
+            may_grow
+            and not future.done()
+            and self._pages_since_change >= self._pages_before_growth
+        ):
+            self._allowed, self._pages_since_change = self._allowed + 1, 0
             self.ask(coming)
         began = monotonic()
         try:
@@ -550,7 +561,7 @@ class ReadAhead:
             raise Unavailable(f"no whole answer within {MAX_WAIT} s", timed_out=True) from None
         finally:
             self.waited += monotonic() - began
-            self._pages += 1
+            self._pages_since_change += 1
             del self._in_flight[coming[0]]
 
     def ask(self, coming: list):
@@ -565,7 +576,7 @@ class ReadAhead:
 
     def slow_down(self):
         """Allow one request at a time, and more again only after some pages."""
-        self._allowed, self._pages = 1, 0
+        self._allowed, self._pages_since_change = 1, 0
         self._pages_before_growth = PAGES_BEFORE_GROWTH
 
     def forget_failures(self):
@@ -666,7 +677,7 @@ class Client:
             raise SyncError(f"No request is possible: {error}") from None
         self._check_status(response, request.offset)
         answer = self._read_json(response)
-        if self.started is None:  # only one request is sent before the first answer
+        if self.started is None:  # only one request is sent before: nothing promises more
             # no later than when the request was sent, as the page may be older than its Date
             self.started = server_time(response) - response.elapsed
         return answer
@@ -804,7 +815,7 @@ Record.__pydantic_config__ = pydantic.ConfigDict(extra="allow")
 
 
 class Row(NamedTuple):
-    """A row of the list: what reading it in order takes, and the record for the table."""
+    """A row of the list: the fields that its order depends on, and the record for the table."""
 
     id: str
     updated_at: datetime
@@ -815,6 +826,11 @@ class Row(NamedTuple):
     def position(self) -> Position:
         """Where the row stands in the list."""
         return Position(self.updated_at, self.updated_at_text)
+
+    @property
+    def version(self) -> tuple:
+        """Identifies the row in its present state: its id and timestamp."""
+        return self.id, self.updated_at
 
     def __repr__(self) -> str:
         return "Row(...)"  # crash reports show local variables
@@ -836,21 +852,16 @@ class Page(BaseModel, hide_input_in_errors=True):
 
     rows: Rows = Field(validation_alias="data")
     total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
-    offset: int | None = None
+    offset: int | None = None  # the API may leave it out, `parse_page` does not
 
     @property
     def end(self) -> int:
         """The offset of the first row behind the page."""
         return self.offset + len(self.rows)
 
-    @property
-    def first(self) -> tuple | None:
-        """The version of the first row: its id and timestamp. None if there is none."""
-        return self.rows[0][:2] if self.rows else None
-
 
 def empty_page(total: int) -> Page:
-    """Return a page without rows, as it stands in front of the first one."""
+    """Return a page without rows, to stand in front of the first one."""
     return Page.model_construct(rows=[], total=total, offset=0)
 
 
@@ -928,7 +939,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
 
     base_url: Annotated[str, "an http or https address"] = Field(
         title="Address of the API",
-        description="The address that lists the rows, without the parameters that are added.",
+        description="The address that lists the rows, without the parameters that this connector adds.",
         examples=["https://api.example.com/list"],
     )
     api_key: Annotated[SecretStr, "ASCII without spaces"] = Field(
@@ -1015,7 +1026,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
             raise ValueError("cannot be set with mark_deleted: rows deleted before are not known")
         return time
 
-    @field_validator("*", mode="before")  # runs first, as the last of its mode
+    @field_validator("*", mode="before")  # pydantic runs the last of a mode first
     @classmethod
     def _check_text(cls, value: object) -> str:
         if not isinstance(value, str):
@@ -1077,7 +1088,7 @@ class Progress:
     def report(self, rows: list):
         """Count a page that was written, and log how far the sync is every ten seconds."""
         self._pages += 1
-        now, done, left = monotonic(), self._reader.rows, self._reader.remaining
+        now, done, left = monotonic(), self._reader.rows_read, self._reader.remaining
         if left and now - self._last_report >= PROGRESS_SECONDS:
             self._last_report = now
             log.info(
@@ -1091,11 +1102,11 @@ class Progress:
         reader, source = self._reader, self._reader.source
         took, waited = duration(monotonic() - self._began), duration(source.ahead.waited)
         log.info(
-            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows:,}, "
+            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows_read:,}, "
             f"pages: {self._pages:,}, retries: {source.retries:,}, pages read again as they "
             f"had moved: {reader.pages_dropped:,}."
         )
-        if self._cursor and not reader.rows:
+        if self._cursor and not reader.rows_read:
             log.warning(
                 f"No row was updated since {self._cursor.text}, not even the one the last sync "
                 "stopped at. If base_url was changed to another API, the state must be reset: "
@@ -1119,13 +1130,13 @@ def configuration_form():
         if field.annotation is bool:
             form.add_field(form_field.ToggleField(name, field.title, description=description))
             continue
-        kinds = form_field.TextField
+        is_secret = field.annotation is SecretStr
         example = field.examples[0] if field.examples else field.default
         form.add_field(
             form_field.TextField(
                 name,
                 field.title,
-                kinds.password if field.annotation is SecretStr else kinds.plain_text,
+                form_field.TextField.password if is_secret else form_field.TextField.plain_text,
                 description=description,
                 required=field.is_required(),
                 placeholder="" if example is None else str(example),
@@ -1137,7 +1148,7 @@ def configuration_form():
 
 
 def setup_test(number: int) -> Callable[[dict], Test]:
-    """Return the test of the setup form that takes the first steps of `check_api`.
+    """Return a test of the setup form: the first `number` steps of `check_api`.
 
     It takes `TEST_SECONDS` at most.
     """
@@ -1172,14 +1183,14 @@ STEPS = (  # labels of the tests
 
 
 def check_api(client: Client) -> Iterator[None]:
-    """Check the API, and yield after each of `STEPS`. Raises what is wrong."""
+    """Check the API in the steps of `STEPS`, and yield between them. Raises what is wrong."""
     yield  # making the client has checked the settings
     limit, answer = max(client.settings.page_size, 2), None
     while answer is None:
         try:
             answer = client.get(PageRequest(None, 0, limit))
         except Refused as refusal:
-            limit = smaller(limit, refusal)
+            limit = half_if_refused(limit, refusal)
     yield
     page = parse_page(answer, 0)
     count, limit = len(page.rows), max(min(len(page.rows), TEST_PAGE_SIZE), 2)
@@ -1192,10 +1203,10 @@ def check_api(client: Client) -> Iterator[None]:
     if not page.rows:
         return
     last = page.rows[-1]
-    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1)
-    if page.total > count and second.first == page.first:
+    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1).rows
+    if page.total > count and second and second[0].version == page.rows[0].version:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
-    if page.total <= count and second.rows[1:] and second.first == last[:2]:
+    if page.total <= count and second[1:] and second[0].version == last.version:
         raise SyncError(
             f"The API says that {page.total} rows match, but has more: `total` must count all "
             "rows that match, and not only those of a page."
