@@ -939,7 +939,7 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
 
     base_url: Annotated[str, "an http or https address"] = Field(
         title="Address of the API",
-        description="The address that lists the rows, without the parameters that this connector adds.",
+        description="The address that lists the rows, without the parameters added to it.",
         examples=["https://api.example.com/list"],
     )
     api_key: Annotated[SecretStr, "ASCII without spaces"] = Field(
