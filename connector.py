@@ -125,10 +125,7 @@ def mark_all_deleted():
 
 
 def read_state(state: dict) -> "Position | None":
-    """Return where the last sync stopped, None if there was none.
-
-    Raises `ValueError` if the state is not one that this connector wrote.
-    """
+    """Return where the last sync stopped, if any. Raises `ValueError` if that is unreadable."""
     if not state:
         return None
     text = state.get("last_updated_at")
@@ -186,8 +183,8 @@ class RowsRead:
     read, or has left. A page that begins with such a row leaves no gap, however many rows have
     left, and whichever of two pages the API answered first; nor does a page at offset 0, as
     `updated_since` is never later than the last timestamp. Only rows younger than 10 seconds at
-    the start of the sync may join in the middle or change their order: `next_cursor` stays behind
-    them, so that the next sync reads them again.
+    the start of the sync may join in the middle or change their order: the cursor stays in front
+    of them (`next_cursor`), so that the next sync reads them again.
     """
 
     def __init__(self):
@@ -215,6 +212,7 @@ class Window:
     previous: "Page"  # the last page that continued the list; at first an empty one
     offset: int = 0  # of the next page
     overlap: int = 1  # rows that the next page shares with the previous one
+    probing: bool = False  # the next page is only to show whether promised rows are there
 
 
 class Reader:
@@ -243,8 +241,9 @@ class Reader:
     @property
     def remaining(self) -> int:
         """How many rows follow, as far as the API has told."""
-        previous = self._window and self._window.previous
-        return max(previous.total - previous.end, 0) if previous else 0
+        if self._window is None:
+            return 0
+        return max(self._window.previous.total - self._window.previous.end, 0)
 
     def pages(self) -> Iterator[list]:
         """Yield the new rows of each page. While they are written, the next pages arrive.
@@ -282,25 +281,23 @@ class Reader:
             return False  # the offset is ignored, or not followed that deep
         # Rows that have been read come first. Only recent ones may be in another order: where
         # timestamps are cut to the minute, rows join among those of the present minute.
-        recent = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
-        was_read = [row in self._read for row in rows if row.updated_at < recent]
+        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
+        was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
     def _set_back(self, page: "Page"):
         """Read on where it is safe, after a page that does not continue what has been read.
 
-        That is at the begin of a new window, at the last timestamp read. If this window began
-        there, too many rows share that timestamp: then it is a page further back, until a page
-        begins with a row that has been read, and pages overlap by twice as many rows from there.
+        That is a new window, or else a page further back, and again, until one continues it. From
+        there on pages overlap by twice as many rows, as too many rows share the last timestamp.
         """
         window, previous, length = self._window, self._window.previous, self.source.full_page
-        is_probe = page.offset >= max(previous.end, 1)  # of `_look_for_promised_rows`
-        if is_probe and not page.rows and page.total >= previous.total:
+        if window.probing and not page.rows and page.total >= previous.total:
             self._end_before_total()
             return
         self.pages_dropped += 1
-        is_further_back = 0 < page.offset <= previous.offset
-        self._setbacks += not is_further_back
+        if not 0 < page.offset <= previous.offset:  # a page further back is no other setback
+            self._setbacks += 1
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
@@ -313,7 +310,10 @@ class Reader:
         if later := self._later_window():
             self._window = later
         else:
-            window.offset = max(min(previous.offset, page.offset - length), 0)
+            window.offset, window.probing = (
+                max(min(previous.offset, page.offset - length), 0),
+                False,
+            )
             window.overlap = min(2 * window.overlap, length // 2)
 
     def _later_window(self) -> Window | None:
@@ -334,9 +334,10 @@ class Reader:
     def _plan(self, page: "Page", new: list):
         """Decide where to read on after a page that continues the list, or that it has ended."""
         window = self._window
-        # The first page of a window, or the previous one again: not older than the previous one
+        # Whether the page was requested after the previous one had come, and not ahead: it is the
+        # previous one again, or the first of its window (where `previous` is at offset 0, too)
         is_fresh = page.offset == window.previous.offset
-        window.previous = page
+        window.previous, window.probing = page, False
         if new:
             self._setbacks = 0
         if self._promised is None:
@@ -352,9 +353,9 @@ class Reader:
         elif page.end < page.total or is_full or is_total_too_small:
             window.offset = max(page.end - window.overlap, page.offset + 1)
             if window.offset + self.source.limit > self.source.max_depth:
-                self._window = self._later_window() or window
+                self._window = self._later_window() or window  # deeper, if all share a timestamp
         elif self.settings.mark_deleted and not is_fresh:
-            # Read the last page again. If it was requested ahead it may be older than the one
+            # Read the last page again. If it was requested ahead, it may be older than the one
             # before it. A row that changed in between is in neither, and must not look deleted.
             window.offset = page.offset
         else:
@@ -363,14 +364,15 @@ class Reader:
     # APIs whose total or offsets do not match their list
 
     def _look_for_promised_rows(self, page: "Page"):
-        """Read on after a page without a new row, though its total promises rows behind it.
+        """Read on after a page with no row but the overlap, though its total promises more.
 
         If the API does not follow offsets that deep, a new window brings them. Else its total is
-        too large, or it leaves rows out: the place of the last rows promised is read to see.
+        too large, or it leaves rows out: what is where the total promises the last rows tells.
         """
         if later := self._later_window():
             self._window = later
         else:
+            self._window.probing = True
             self._window.offset = max(page.total - self.source.limit, page.end, 1)
 
     def _end_before_total(self):
@@ -387,12 +389,12 @@ class Reader:
     def _after_refusal(self, refusal: Refused):
         """Read on after the API refused an offset."""
         window, end = self._window, max(self._window.previous.end, 1)
-        if window.offset > end:  # of `_look_for_promised_rows`: nearer, until it is accepted
-            window.offset = (window.offset + end) // 2
-        elif window.offset == end:
+        if window.probing and window.offset > end:
+            window.offset = (window.offset + end) // 2  # nearer, until the API accepts it
+        elif window.probing:
             self._end_before_total()  # the API refuses offsets behind its last row
         elif later := self._later_window():
-            self.source.max_depth = window.offset
+            self.source.max_depth = window.offset  # so no later page reaches this far
             self._window = later
         else:
             raise SyncError(
@@ -458,7 +460,9 @@ class PageSource:
         """Return the requests that follow, as far as the total tells, with the next page first."""
         step = max(self.full_page - window.overlap, 1)
         end = window.previous.total - window.overlap
-        if window.offset + self.limit <= self.max_depth:  # the next page is not beyond it itself
+        if (
+            window.offset + self.limit <= self.max_depth
+        ):  # else rows of one timestamp led beyond it
             end = min(end, self.max_depth - self.limit + 1)
         others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
         return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
@@ -470,7 +474,7 @@ class PageSource:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
-            # + 1: as long as MAX_WAIT may be waited
+            # + 1: a Retry-After of MAX_WAIT still fits
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(MAX_WAIT + 1),
             before=lambda attempt: attempt.attempt_number > 1 and self.ahead.forget_failures(),
             before_sleep=self._after_failure,
@@ -677,7 +681,7 @@ class Client:
             raise SyncError(f"No request is possible: {error}") from None
         self._check_status(response, request.offset)
         answer = self._read_json(response)
-        if self.started is None:  # only one request is sent before: nothing promises more
+        if self.started is None:  # no other request is sent before the first answer tells a total
             # no later than when the request was sent, as the page may be older than its Date
             self.started = server_time(response) - response.elapsed
         return answer
@@ -866,10 +870,7 @@ def empty_page(total: int) -> Page:
 
 
 def parse_page(answer: object, offset: int) -> Page:
-    """Return the page at an offset from an answer.
-
-    Raises `SyncError` if it is not as the README describes it.
-    """
+    """Return the page of an answer. Raises `SyncError` if it is not as the README says."""
     where = f"The API's answer at offset {offset} cannot be read: "
     try:
         page = Page.model_validate(answer)
@@ -934,7 +935,7 @@ def whole_number(lowest: int, highest: int) -> type:
 class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """The settings of configuration.json, and what the setup form and the README say of them.
 
-    The last thing that an annotation says is what is allowed.
+    The last item of each annotation is the text that the form shows after "Allowed:".
     """
 
     base_url: Annotated[str, "an http or https address"] = Field(
@@ -1148,10 +1149,7 @@ def configuration_form():
 
 
 def setup_test(number: int) -> Callable[[dict], Test]:
-    """Return a test of the setup form: the first `number` steps of `check_api`.
-
-    It takes `TEST_SECONDS` at most.
-    """
+    """Return a test: the first `number` steps of `check_api`, in `TEST_SECONDS` at most."""
 
     def run(configuration: dict):
         with closing(Client(validate_configuration(configuration))) as client:

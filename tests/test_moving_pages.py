@@ -354,7 +354,8 @@ def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_he
     api.add(400)
     api.hidden = {str(number) for number in hidden}
     with pytest.raises(
-        SyncError, match=r"set page_size above the number .* of consecutive rows that it leaves out"
+        SyncError,
+        match=r"set page_size above the number .* of consecutive rows that it leaves out",
     ):
         sync()
     assert len(api.requests) < 60
