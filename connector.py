@@ -687,10 +687,11 @@ class Client:
         return answer
 
     def _check_status(self, response: requests.Response, offset: int):
-        code, reason = response.status_code, self._hide_secrets(response.reason or "")
-        where = f"The API answered HTTP {code} {reason} at offset {offset}"
+        code = response.status_code
         if 200 <= code < 300:
             return
+        reason = self._hide_secrets(response.reason or "")
+        where = f"The API answered HTTP {code} {reason} at offset {offset}"
         if code in RETRIED_STATUSES:
             seconds = retry_after(response)
             if seconds is None or seconds <= MAX_WAIT:
