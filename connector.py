@@ -310,11 +310,9 @@ class Reader:
         if later := self._later_window():
             self._window = later
         else:
-            window.offset, window.probing = (
-                max(min(previous.offset, page.offset - length), 0),
-                False,
-            )
+            window.offset = max(min(previous.offset, page.offset - length), 0)
             window.overlap = min(2 * window.overlap, length // 2)
+            window.probing = False
 
     def _later_window(self) -> Window | None:
         """Return a window that begins at the last timestamp read, None if this one began there.
@@ -460,10 +458,9 @@ class PageSource:
         """Return the requests that follow, as far as the total tells, with the next page first."""
         step = max(self.full_page - window.overlap, 1)
         end = window.previous.total - window.overlap
-        if (
-            window.offset + self.limit <= self.max_depth
-        ):  # else rows of one timestamp led beyond it
-            end = min(end, self.max_depth - self.limit + 1)
+        deepest = self.max_depth - self.limit
+        if window.offset <= deepest:  # else rows of one timestamp led beyond it
+            end = min(end, deepest + 1)
         others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
         return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
 
@@ -550,12 +547,9 @@ class ReadAhead:
         """Return the answer to the first coming request. Raises what that request raised."""
         self.ask(coming)
         future = self._in_flight[coming[0]]
-        may_grow = self._allowed <= len(self._in_flight) and self._allowed < self._maximum
-        if (
-            may_grow
-            and not future.done()
-            and self._pages_since_change >= self._pages_before_growth
-        ):
+        is_full = len(self._in_flight) >= self._allowed
+        may_grow = self._pages_since_change >= self._pages_before_growth
+        if not future.done() and is_full and may_grow and self._allowed < self._maximum:
             self._allowed, self._pages_since_change = self._allowed + 1, 0
             self.ask(coming)
         began = monotonic()
