@@ -46,6 +46,7 @@ MAX_YOUNG_PAGES = 100  # of rows that changed during the sync, once the promised
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
 TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
 MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and between all tries of a page
+BACKOFF = tenacity.wait_exponential_jitter(max=60)  # where the API does not say how long
 PAGES_BEFORE_GROWTH = 20  # between two steps of reading ahead, once that had to slow down
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
@@ -99,16 +100,13 @@ def update(configuration: dict, state: dict):
     try:
         with closing(Client(settings)) as client:
             reader = Reader(client, cursor)
-            progress = Progress(reader, cursor)
             if settings.mark_deleted and not state:
                 mark_all_deleted()
-            for rows in reader.pages():
+            for rows in with_progress(reader, cursor):
                 for row in rows:
                     op.upsert(TABLE, row.record)
                 cursor = next_cursor(cursor, rows, client.started)
                 op.checkpoint({"last_updated_at": cursor.text})
-                progress.report(rows)
-            progress.summarize()
     except SyncError as error:
         # re-raised without its traceback, which may contain personal data
         raise SyncError(str(error)) from None
@@ -183,8 +181,8 @@ class RowsRead:
     read, or has left. A page that begins with such a row leaves no gap, however many rows have
     left, and whichever of two pages the API answered first; nor does a page at offset 0, as
     `updated_since` is never later than the last timestamp. Only rows younger than 10 seconds at
-    the start of the sync may join in the middle or change their order: the cursor stays in front
-    of them (`next_cursor`), so that the next sync reads them again.
+    the start of the sync (or of the same minute, where timestamps are cut to it) may join in the
+    middle or change their order: the cursor stays in front of them, and the next sync reads them.
     """
 
     def __init__(self):
@@ -252,7 +250,7 @@ class Reader:
         """
         while self._window:
             try:
-                page = self.source.get(self._window)
+                page = self.source.next_page(self._window)
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
@@ -260,8 +258,8 @@ class Reader:
                 self._set_back(page)
                 continue
             new = [row for row in page.rows if row not in self._read]
+            self._count(page, new)
             self._read.add(new)
-            self.rows_read += len(new)
             self._plan(page, new)
             if self._window:
                 self.source.ask_ahead(self._window)
@@ -271,14 +269,18 @@ class Reader:
     def _continues(self, page: "Page") -> bool:
         """Return whether a page leaves no gap, and its order is one that the list can have.
 
-        Answers that overtake each other may show an order that it cannot have, but rarely.
+        Answers that overtake each other may show another order: the page is then read again.
         """
         rows, previous = page.rows, self._window.previous
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
         is_later = page.offset > previous.offset and previous.rows
         if is_later and rows[0].version == previous.rows[0].version:
-            return False  # the offset is ignored, or not followed that deep
+            # The offset is ignored, or not followed that deep; but if the page before was all of
+            # the rest, a row that the API left out in front of this one explains it.
+            was_rest = previous.offset + self.source.limit >= previous.total
+            if not was_rest or page.end > page.total:
+                return False
         # Rows that have been read come first. Only recent ones may be in another order: where
         # timestamps are cut to the minute, rows join among those of the present minute.
         recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
@@ -291,27 +293,29 @@ class Reader:
         That is a new window, or else a page further back, and again, until one continues it. From
         there on pages overlap by twice as many rows, as too many rows share the last timestamp.
         """
-        window, previous, length = self._window, self._window.previous, self.source.full_page
+        window, previous, full_page = self._window, self._window.previous, self.source.full_page
         if window.probing and not page.rows and page.total >= previous.total:
             self._end_before_total()
             return
         self.pages_dropped += 1
-        if not 0 < page.offset <= previous.offset:  # a page further back is no other setback
-            self._setbacks += 1
+        is_further_back = 0 < page.offset <= previous.offset  # for the setback before
+        self._setbacks += not is_further_back
+        if self._setbacks > 1:
+            self.source.ahead.ask([])  # what is in flight may be older than the last move
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
                 f"at offset {page.offset} of {previous.total} rows. The API must honor offset, "
                 f"return at least 2 rows per page, and rows with one {UPDATED_AT} in a stable "
-                f"order, such as by {ID}. If it cannot, set page_size above the number of rows "
-                f"that share a time (at least {len(self._read.ids)}) and of consecutive rows that "
-                "it leaves out."
+                f"order, such as by {ID}. If it cannot, set page_size at least 2 above the "
+                f"number of rows that share a time (at least {len(self._read.ids)}) and of "
+                "consecutive rows that it leaves out."
             )
         if later := self._later_window():
             self._window = later
         else:
-            window.offset = max(min(previous.offset, page.offset - length), 0)
-            window.overlap = min(2 * window.overlap, length // 2)
+            window.offset = max(min(previous.offset, page.offset - full_page), 0)
+            window.overlap = min(2 * window.overlap, full_page // 2)
             window.probing = False
 
     def _later_window(self) -> Window | None:
@@ -326,38 +330,42 @@ class Reader:
         since = last.earlier(1) if self.settings.lookback_seconds else last
         if window.since and since.time <= window.since.time:
             return None
-        expected = max(window.previous.total - window.offset, 0)  # until its first page tells
+        # as many as asking ahead may count on until the first page tells
+        expected = max(window.previous.total - window.offset, 0)
         return Window(since, empty_page(expected))
 
     def _plan(self, page: "Page", new: list):
         """Decide where to read on after a page that continues the list, or that it has ended."""
-        window = self._window
-        # Whether the page was requested after the previous one had come, and not ahead: it is the
-        # previous one again, or the first of its window (where `previous` is at offset 0, too)
-        is_fresh = page.offset == window.previous.offset
+        window, source = self._window, self.source
+        may_be_from_ahead = page.offset > window.previous.offset
+        more_is_promised = page.end < page.total
+        more_is_likely = len(page.rows) >= source.full_page or (new and page.end > page.total)
         window.previous, window.probing = page, False
-        if new:
-            self._setbacks = 0
-        if self._promised is None:
-            self._promised = page.total
-        if new and self.rows_read >= self._promised and new[-1].updated_at >= self._client.started:
-            self._young_pages += 1
-        is_full = len(page.rows) >= self.source.full_page
-        is_total_too_small = new and page.end > page.total
+        window.overlap = min(window.overlap, source.full_page // 2)  # pages may be shorter now
         if self._young_pages >= MAX_YOUNG_PAGES:
             self._window = None  # it changes faster than it is read: the next sync goes on
-        elif page.end < page.total and len(page.rows) <= 1:  # one is the overlap alone
+        elif more_is_promised and len(page.rows) <= 1:  # one is the overlap alone
             self._look_for_promised_rows(page)
-        elif page.end < page.total or is_full or is_total_too_small:
+        elif more_is_promised or more_is_likely:
             window.offset = max(page.end - window.overlap, page.offset + 1)
-            if window.offset + self.source.limit > self.source.max_depth:
-                self._window = self._later_window() or window  # deeper, if all share a timestamp
-        elif self.settings.mark_deleted and not is_fresh:
-            # Read the last page again. If it was requested ahead, it may be older than the one
-            # before it. A row that changed in between is in neither, and must not look deleted.
+            if window.offset + source.limit > source.max_depth:
+                self._window = self._later_window() or window
+        elif self.settings.mark_deleted and may_be_from_ahead:
+            # Read the last page again: requested ahead, it may be older than the one before it. A
+            # row that changed in between is in neither, and must not look deleted.
             window.offset = page.offset
         else:
             self._window = None
+
+    def _count(self, page: "Page", new: list):
+        """Count rows, and what must not go on forever: setbacks, and pages of young rows."""
+        self.rows_read += len(new)
+        if self._promised is None:
+            self._promised = page.total
+        if new:
+            self._setbacks = 0
+            is_young = new[-1].updated_at >= self._client.started
+            self._young_pages += is_young and self.rows_read >= self._promised
 
     # APIs whose total or offsets do not match their list
 
@@ -421,33 +429,34 @@ class PageSource:
         self.ahead = ReadAhead(client.send, settings.parallel_requests)
         self.retries = 0
         self.limit = max(settings.page_size, 2)  # rows to ask for: pages overlap by one
-        self.max_depth = WINDOW_ROWS  # of the offset plus the limit
+        # of the offset plus the limit; only rows that share one timestamp are read beyond it
+        self.max_depth = WINDOW_ROWS
         self._client = client
-        self._length = None  # rows that a full page has, once known: the API may return fewer
+        self._returned = None  # rows on a page that was not the last: may be fewer than the limit
         self._timeouts = 0  # of the present page
 
     @property
     def full_page(self) -> int:
         """How many rows a full page has, as far as is known."""
-        return self._length or self.limit
+        return self._returned or self.limit
 
-    def get(self, window: Window) -> "Page":
+    def next_page(self, window: Window) -> "Page":
         """Return the next page of a window.
 
         Raises `Refused` if the API does not accept an offset, `SyncError` if it gives no page.
         """
         while True:
             try:
-                page = parse_page(self._get_answer(window), window.offset)
+                page = parse_page(self._next_answer(window), window.offset)
                 break
             except Refused as refusal:
                 if window.offset > 0:
                     raise
-                self.limit, self._length = half_if_refused(self.limit, refusal), None
+                self.limit, self._returned = half_if_refused(self.limit, refusal), None
         if page.end < page.total and len(page.rows) > 1:
-            if self._length not in (None, len(page.rows)):
+            if self._returned not in (None, len(page.rows)):
                 self.ahead.slow_down()  # the pages asked ahead begin in the wrong places
-            self._length = len(page.rows)
+            self._returned = len(page.rows)
         return page
 
     def ask_ahead(self, window: Window):
@@ -459,26 +468,27 @@ class PageSource:
         step = max(self.full_page - window.overlap, 1)
         end = window.previous.total - window.overlap
         deepest = self.max_depth - self.limit
-        if window.offset <= deepest:  # else rows of one timestamp led beyond it
+        if window.offset <= deepest:  # else rows that share one timestamp led beyond it
             end = min(end, deepest + 1)
         others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
         return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
 
-    def _get_answer(self, window: Window) -> object:
+    def _next_answer(self, window: Window) -> object:
         """Return the answer for the next page, requested again while it is unavailable."""
         self._timeouts = 0
         tries = FIRST_TRIES if self._client.started is None else TRIES
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
-            # + 1: a Retry-After of MAX_WAIT still fits
+            # + 1: a Retry-After of MAX_WAIT still fits, if it came within a second
             stop=tenacity.stop_after_attempt(tries) | tenacity.stop_before_delay(MAX_WAIT + 1),
+            # the first try may take a page that was requested ahead, and has failed
             before=lambda attempt: attempt.attempt_number > 1 and self.ahead.forget_failures(),
             before_sleep=self._after_failure,
             reraise=True,
         )
         try:
-            return retrying(lambda: self.ahead.get(self._coming(window)))
+            return retrying(lambda: self.ahead.take(self._coming(window)))
         except Unavailable as error:
             spent = retrying.statistics
             raise SyncError(
@@ -493,7 +503,7 @@ class PageSource:
         self.retries += 1
         self._timeouts += error.timed_out
         if error.timed_out and self._timeouts > 1:
-            self.limit, self._length = half(self.limit), None
+            self.limit, self._returned = max(self.limit // 2, 2), None
         if error.retry_after is not None:
             self.ahead.slow_down()
         log.warning(
@@ -502,20 +512,13 @@ class PageSource:
         )
 
 
-def half(limit: int) -> int:
-    """Return half a page size, but 2 rows at least: pages overlap by one."""
-    return max(limit // 2, 2)
-
-
 def half_if_refused(limit: int, refusal: Refused) -> int:
     """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
     if limit == 2:
         raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
-    log.info(f"The API refused pages of {limit} rows: asking for {half(limit)}.")
-    return half(limit)
-
-
-BACKOFF = tenacity.wait_exponential_jitter(max=60)
+    smaller = max(limit // 2, 2)
+    log.info(f"The API refused pages of {limit} rows: asking for {smaller}.")
+    return smaller
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
@@ -543,20 +546,20 @@ class ReadAhead:
         self._in_flight = {}  # the future of each page that was requested
         self._pages_since_change = self._pages_before_growth = 0  # of _allowed
 
-    def get(self, coming: list) -> object:
+    def take(self, coming: list) -> object:
         """Return the answer to the first coming request. Raises what that request raised."""
         self.ask(coming)
         future = self._in_flight[coming[0]]
-        is_full = len(self._in_flight) >= self._allowed
+        all_in_use = len(self._in_flight) >= self._allowed
         may_grow = self._pages_since_change >= self._pages_before_growth
-        if not future.done() and is_full and may_grow and self._allowed < self._maximum:
+        if not future.done() and all_in_use and may_grow and self._allowed < self._maximum:
             self._allowed, self._pages_since_change = self._allowed + 1, 0
             self.ask(coming)
         began = monotonic()
         try:
             return future.result(MAX_WAIT)
         except FutureTimeoutError:
-            raise Unavailable(f"no whole answer within {MAX_WAIT} s", timed_out=True) from None
+            raise Unavailable(f"no whole answer within {MAX_WAIT} s") from None
         finally:
             self.waited += monotonic() - began
             self._pages_since_change += 1
@@ -664,6 +667,7 @@ class Client:
             "offset": request.offset,
         }
         url, timeout = self.settings.base_url, (CONNECT_TIMEOUT, READ_TIMEOUT)
+        sent = datetime.now(timezone.utc)
         try:
             response = self._session.get(url, params=parameters, timeout=timeout)
         except (requests.TooManyRedirects, ValueError) as error:  # a ValueError: no address
@@ -677,7 +681,8 @@ class Client:
         answer = self._read_json(response)
         if self.started is None:  # no other request is sent before the first answer tells a total
             # no later than when the request was sent, as the page may be older than its Date
-            self.started = server_time(response) - response.elapsed
+            date = http_date(response.headers.get("Date", ""))
+            self.started = date - response.elapsed if date else sent
         return answer
 
     def _check_status(self, response: requests.Response, offset: int):
@@ -750,12 +755,8 @@ def retry_after(response: requests.Response) -> float | None:
     if value.isascii() and value.isdigit():
         return float(value)
     until = http_date(value)
-    return None if until is None else max(0.0, (until - server_time(response)).total_seconds())
-
-
-def server_time(response: requests.Response) -> datetime:
-    """Return the API's time from its `Date` header, the local time if that is unreadable."""
-    return http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
+    now = http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
+    return None if until is None else max(0.0, (until - now).total_seconds())
 
 
 def http_date(text: str) -> datetime | None:
@@ -850,6 +851,7 @@ class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
     rows: Rows = Field(validation_alias="data")
+    # a path: ("meta", "total") is that of {"meta": {"total": 1}}
     total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
     offset: int | None = None  # the API may leave it out, `parse_page` does not
 
@@ -1070,49 +1072,40 @@ def validate_configuration(configuration: dict) -> Settings:
 # Progress
 
 
-class Progress:
-    """Logs what a sync does: at its start, about every ten seconds, and at its end."""
-
-    def __init__(self, reader: Reader, cursor: Position | None):
-        self._reader = reader
-        self._cursor = cursor
-        self._pages = 0
-        self._began = self._last_report = monotonic()
-        what = f"rows updated since {reader.since.text}" if reader.since else "all rows"
-        log.info(f"Reading {what} from {reader.settings.host} into `{TABLE}`.")
-
-    def report(self, rows: list):
-        """Count a page that was written, and log how far the sync is every ten seconds."""
-        self._pages += 1
-        now, done, left = monotonic(), self._reader.rows_read, self._reader.remaining
-        if left and now - self._last_report >= PROGRESS_SECONDS:
-            self._last_report = now
+def with_progress(reader: Reader, cursor: Position | None) -> Iterator[list]:
+    """Yield the pages of a reader, and log: at its start, about every ten seconds, at its end."""
+    began = last_report = monotonic()
+    pages = 0
+    what = f"rows updated since {reader.since.text}" if reader.since else "all rows"
+    log.info(f"Reading {what} from {reader.settings.host} into `{TABLE}`.")
+    for rows in reader.pages():
+        yield rows  # comes back once they are written
+        pages += 1
+        now, done, left = monotonic(), reader.rows_read, reader.remaining
+        if left and now - last_report >= PROGRESS_SECONDS:
+            last_report = now
             log.info(
                 f"{done:,} of {done + left:,} rows ({done * 100 // (done + left)} %), updated up "
                 f"to {rows[-1].updated_at_text}. Time left: "
-                f"{duration((now - self._began) * left / done)}."
+                f"{duration((now - began) * left / done)}."
             )
-
-    def summarize(self):
-        """Log what was done."""
-        reader, source = self._reader, self._reader.source
-        took, waited = duration(monotonic() - self._began), duration(source.ahead.waited)
-        log.info(
-            f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows_read:,}, "
-            f"pages: {self._pages:,}, retries: {source.retries:,}, pages read again as they "
-            f"had moved: {reader.pages_dropped:,}."
+    took, waited = duration(monotonic() - began), duration(reader.source.ahead.waited)
+    log.info(
+        f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows_read:,}, "
+        f"pages: {pages:,}, retries: {reader.source.retries:,}, pages read again as they had "
+        f"moved: {reader.pages_dropped:,}."
+    )
+    if cursor and not reader.rows_read:
+        log.warning(
+            f"No row was updated since {cursor.text}, not even the one the last sync stopped at. "
+            "If base_url was changed to another API, the state must be reset: `fivetran reset`, "
+            "or a re-sync on Fivetran."
         )
-        if self._cursor and not reader.rows_read:
-            log.warning(
-                f"No row was updated since {self._cursor.text}, not even the one the last sync "
-                "stopped at. If base_url was changed to another API, the state must be reset: "
-                "`fivetran reset`, or a re-sync on Fivetran."
-            )
 
 
 def duration(seconds: float) -> str:
     """Return a duration as text, such as 1:05:09."""
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(min(seconds, 1e9))))  # a total may be absurd
 
 
 # Setup form
@@ -1178,12 +1171,7 @@ STEPS = (  # labels of the tests
 def check_api(client: Client) -> Iterator[None]:
     """Check the API in the steps of `STEPS`, and yield between them. Raises what is wrong."""
     yield  # making the client has checked the settings
-    limit, answer = max(client.settings.page_size, 2), None
-    while answer is None:
-        try:
-            answer = client.get(PageRequest(None, 0, limit))
-        except Refused as refusal:
-            limit = half_if_refused(limit, refusal)
+    answer = first_answer(client)
     yield
     page = parse_page(answer, 0)
     count, limit = len(page.rows), max(min(len(page.rows), TEST_PAGE_SIZE), 2)
@@ -1219,6 +1207,16 @@ def check_api(client: Client) -> Iterator[None]:
         )
 
 
+def first_answer(client: Client) -> object:
+    """Return the answer for the first page, in a size that the API accepts."""
+    limit = max(client.settings.page_size, 2)
+    while True:
+        try:
+            return client.get(PageRequest(None, 0, limit))
+        except Refused as refusal:
+            limit = half_if_refused(limit, refusal)
+
+
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
 
 
@@ -1230,7 +1228,7 @@ def load(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a signature
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path} cannot be read: {error}") from None
+        raise SystemExit(f"{path} cannot be read: {error}. Correct it.") from None
 
 
 if __name__ == "__main__":

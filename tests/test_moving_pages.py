@@ -3,9 +3,10 @@
 import itertools
 import json
 import random
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
+import requests
 
 import connector
 from connector import Position, SyncError
@@ -136,6 +137,20 @@ def test_without_a_date_header_the_start_is_that_of_the_local_clock(api, sync):
     answer = envelope([{ID: "1", UPDATED_AT: "2999-01-01"}], 1)
     api.answers = {1: (200, {"Date": "yesterday"}, json.dumps(answer))}
     assert sync().state["last_updated_at"] < "2999"
+
+
+def test_the_start_by_the_local_clock_is_when_the_first_request_was_sent(api, sync, monkeypatch):
+    """The answer is on its way for an hour."""
+    sent = api.now - timedelta(hours=1)
+    times = itertools.chain([sent], itertools.repeat(api.now))
+
+    class LocalClock(datetime):
+        now = classmethod(lambda cls, zone: next(times))
+
+    monkeypatch.setattr(connector, "datetime", LocalClock)
+    answer = envelope([{ID: "1", UPDATED_AT: timestamp(api.now)}], 1)
+    api.answers = {1: (200, {"Date": "yesterday"}, json.dumps(answer))}
+    assert sync().state == {"last_updated_at": Position.at(sent - timedelta(seconds=10)).text}
 
 
 def test_a_list_that_moves_faster_than_it_is_read_ends_the_sync(api, sync):
@@ -334,6 +349,24 @@ def test_a_mass_tie_that_changes_lightly_is_read_in_few_requests(api, sync):
     }
 
 
+def test_pages_that_become_smaller_overlap_by_half_of_one_at_most(api, sync):
+    """Changes in a mass tie make pages of 100 overlap by 32; then pages time out until 25 rows are asked for."""
+    api.add(2000, updated_at=EPOCH)
+    api.seconds_per_request = 0
+    victims = iter(range(1, 2000))
+    api.before = [lambda: api.touch(*(str(next(victims)) for _ in range(20)))] * 12
+    page = api.page
+
+    def slow_page(parameters):
+        if len(api.requests) > 20 and int(parameters["limit"]) > 25:
+            raise requests.ReadTimeout
+        return page(parameters)
+
+    api.page = slow_page
+    assert set(sync(page_size="100").table) == set(api.users)
+    assert len(api.requests) < 180
+
+
 @pytest.mark.parametrize("parallel", ["1", "16"])
 def test_pages_of_changing_length_take_hardly_more_requests_however_many_are_in_flight(
     api, sync, parallel
@@ -355,7 +388,7 @@ def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_he
     api.hidden = {str(number) for number in hidden}
     with pytest.raises(
         SyncError,
-        match=r"set page_size above the number .* of consecutive rows that it leaves out",
+        match=r"set page_size at least 2 above the number .* of consecutive rows that it leaves out",
     ):
         sync()
     assert len(api.requests) < 60
@@ -369,6 +402,18 @@ def test_users_hidden_in_shorter_runs_or_at_the_end_hide_nobody_else(api, sync, 
     api.add(400)
     api.hidden = {str(number) for number in hidden}
     assert set(sync().table) == set(api.users) - api.hidden
+
+
+@pytest.mark.parametrize(
+    ("count", "hidden", "lookback"), [(3, "1", "0"), (3, "2", "0"), (1000, "999", "1")]
+)
+def test_a_user_hidden_in_the_last_page_is_not_taken_for_an_offset_that_is_ignored(
+    api, sync, count, hidden, lookback
+):
+    api.add(count, updated_at=EPOCH if count == 3 else None)
+    api.hidden = {hidden}
+    for _ in range(2):
+        assert set(sync(lookback_seconds=lookback).table) == set(api.users) - api.hidden
 
 
 def test_offsets_that_are_not_followed_deep_without_a_word_are_read_in_windows(api, sync):

@@ -28,6 +28,16 @@ def test_the_log_says_what_will_be_read_and_what_was_done(api, sync, capsys):
     )
 
 
+def test_an_absurd_total_does_not_stop_the_log(api, sync, destination, clock, monkeypatch):
+    api.add(100)
+    api.total_excess = 2**62
+    checkpoint = destination.checkpoint
+    monkeypatch.setattr(
+        destination, "checkpoint", lambda state: clock.sleep(20) or checkpoint(state)
+    )
+    assert len(sync(page_size="50").table) == 100
+
+
 def test_every_ten_seconds_the_log_says_how_far_the_sync_is(
     api, sync, destination, clock, capsys, monkeypatch
 ):

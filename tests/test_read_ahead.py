@@ -3,6 +3,7 @@
 import threading
 import time
 import tracemalloc
+from concurrent.futures import Future
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -112,6 +113,26 @@ def test_the_next_window_is_asked_for_before_the_last_page_of_this_one_is_writte
     api.answer = note_and_answer
     monkeypatch.setattr(destination, "upsert", wait_and_upsert)
     sync(page_size="10", parallel_requests="1")
+
+
+def test_after_two_setbacks_in_a_row_pages_in_flight_are_requested_again(api, sync, monkeypatch):
+    """They may be older than the changes that set the sync back, and look like another setback."""
+
+    def answer_at_once(workers, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    monkeypatch.setattr(connector.Workers, "submit", answer_at_once)
+    api.add(20, updated_at=EPOCH)
+    api.seconds_per_request = 0
+    changes = {3: "1", 12: "2", 15: "3"}  # one user each, before that request
+    api.before = [
+        lambda number=number: api.touch(*changes.get(number, "")) for number in range(1, 40)
+    ]
+    assert set(sync(page_size="2", parallel_requests="4").table) == set(api.users)
+    offsets = [int(request["offset"]) for request in api.requests]
+    assert offsets[10:] == [6, 7, 8, 5, 6, 7, *range(4, 20)]
 
 
 def test_what_was_read_before_an_error_is_delivered_first(api, sync, destination):
