@@ -1,8 +1,8 @@
-"""Syncs the users of a REST API into the table `user`: first all of them, then only what changed.
+"""Sync the users of a REST API into the table `user`: first all of them, then only what changed.
 
-The API lists its rows by `updatedAt`, and pages through them with `limit` and `offset`. The list
-changes while it is read, and no row is lost all the same: `RowsRead` has the rule, and the README
-its proof. To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS` and `Page`.
+The API lists its rows by `updatedAt`, and `limit` and `offset` page through them. No row is lost
+although the list changes while it is read: `RowsRead` has the rule, and the README its proof.
+To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS` and `Page`.
 """
 
 import json
@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, quote_plus, urlsplit
 
 import pydantic
 import requests
@@ -32,6 +32,7 @@ from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_fiel
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import from_json
 from requests.adapters import HTTPAdapter
 from typing_extensions import Required, TypedDict
 
@@ -39,7 +40,7 @@ TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's nam
 
 SETTLED_AFTER = timedelta(seconds=10)  # younger rows may be committed late, or change again
 COARSEST_TIMESTAMP = timedelta(minutes=1)  # to which APIs cut `updatedAt`
-WINDOW_ROWS = 10_000  # the deepest offset plus limit: the usual bound of APIs
+WINDOW_ROWS = 10_000  # the largest offset plus limit that APIs usually accept
 MAX_SETBACKS = 5  # pages that do not continue the list, with no new row in between
 MAX_YOUNG_PAGES = 100  # of rows that changed during the sync, once the promised rows are read
 
@@ -52,7 +53,6 @@ RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 PROGRESS_SECONDS = 10  # between two progress messages
 TEST_SECONDS = 15  # for each test of the setup form
-TEST_PAGE_SIZE = 10  # rows that it asks for, but for its first page
 
 
 class SyncError(Exception):
@@ -105,21 +105,11 @@ def update(configuration: dict, state: dict):
             for rows in with_progress(reader, cursor):
                 for row in rows:
                     op.upsert(TABLE, row.record)
-                cursor = next_cursor(cursor, rows, client.started)
+                cursor = next_cursor(cursor, rows, reader.source.started)
                 op.checkpoint({"last_updated_at": cursor.text})
     except SyncError as error:
         # re-raised without its traceback, which may contain personal data
         raise SyncError(str(error)) from None
-
-
-def mark_all_deleted():
-    """Mark every row of the table as deleted; each row that the sync upserts is unmarked.
-
-    SDK 3.1 is expected to have a parameter that defers the marks to the end of the sync, as the
-    internals of 3.0.0 have. This was not tried on 3.1.
-    """
-    can_defer = "deferred" in signature(op.truncate).parameters
-    op.truncate(TABLE, **({"deferred": True} if can_defer else {}))
 
 
 def read_state(state: dict) -> "Position | None":
@@ -135,6 +125,13 @@ def read_state(state: dict) -> "Position | None":
             f"but is {repr(text)[:60]}. Correct it, or reset the state to sync everything again "
             "(`fivetran reset`, or a re-sync on Fivetran)."
         ) from None
+
+
+def mark_all_deleted():
+    """Mark every row of the table as deleted; each row that the sync upserts is unmarked."""
+    # SDK 3.1 is expected to be able to defer the marks to the end of the sync: not tried
+    can_defer = "deferred" in signature(op.truncate).parameters
+    op.truncate(TABLE, **({"deferred": True} if can_defer else {}))
 
 
 def next_cursor(cursor: "Position | None", rows: list, started: datetime) -> "Position":
@@ -168,6 +165,8 @@ class Position(NamedTuple):
 
     def earlier(self, seconds: int) -> "Position":
         """Return the position some seconds earlier, but not before the year 1."""
+        if seconds == 0:
+            return self
         since_year_one = self.time - datetime.min.replace(tzinfo=timezone.utc)
         return self.at(self.time - min(timedelta(seconds=seconds), since_year_one))
 
@@ -210,7 +209,16 @@ class Window:
     previous: "Page"  # the last page that continued the list; at first an empty one
     offset: int = 0  # of the next page
     overlap: int = 1  # rows that the next page shares with the previous one
-    probing: bool = False  # the next page is only to show whether promised rows are there
+
+    @property
+    def remaining(self) -> int:
+        """How many rows follow the previous page, as far as its total tells."""
+        return max(self.previous.total - self.previous.end, 0)
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the next page only tells if there is a row where the total promises the last."""
+        return 0 < self.offset >= self.previous.end
 
 
 class Reader:
@@ -222,35 +230,27 @@ class Reader:
     """
 
     def __init__(self, client: "Client", cursor: Position | None):
-        self.settings = client.settings
+        self.settings = settings = client.settings
         self.source = PageSource(client)
         self.rows_read = self.pages_dropped = 0
-        self._client = client
+        if cursor:
+            self.since = cursor.earlier(settings.lookback_seconds)
+        else:
+            self.since = settings.start_date and Position.at(settings.start_date)
+        self.window: Window | None = Window(self.since, empty_page(total=0))  # None: at the end
         self._read = RowsRead()
+        self._max_depth = WINDOW_ROWS  # of offset plus limit, but for rows that share a timestamp
         self._promised = None  # rows, by the total of the first page
         self._setbacks = self._young_pages = 0
-        lookback, start_date = self.settings.lookback_seconds, self.settings.start_date
-        if cursor is None:
-            self.since = Position.at(start_date) if start_date else None
-        else:
-            self.since = cursor.earlier(lookback) if lookback else cursor
-        self._window = Window(self.since, empty_page(total=0))
-
-    @property
-    def remaining(self) -> int:
-        """How many rows follow, as far as the API has told."""
-        if self._window is None:
-            return 0
-        return max(self._window.previous.total - self._window.previous.end, 0)
 
     def pages(self) -> Iterator[list]:
         """Yield the new rows of each page. While they are written, the next pages arrive.
 
         Raises `SyncError` if the API gives no page, or none that continues the list.
         """
-        while self._window:
+        while self.window:
             try:
-                page = self.source.next_page(self._window)
+                page = self.source.next_page(self._upcoming)
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
@@ -258,32 +258,39 @@ class Reader:
                 self._set_back(page)
                 continue
             new = [row for row in page.rows if row not in self._read]
-            self._count(page, new)
             self._read.add(new)
+            self._count(page, new)
             self._plan(page, new)
-            if self._window:
-                self.source.ask_ahead(self._window)
+            if self.window:
+                self.source.ahead.send(self._upcoming())
             if new:
                 yield new
 
-    def _continues(self, page: "Page") -> bool:
-        """Return whether a page leaves no gap, and its order is one that the list can have.
+    def _upcoming(self) -> list:
+        """Return the requests that follow, as far as the total tells, the next page's first."""
+        window, limit = self.window, self.source.limit
+        step = max(self.source.page_length - window.overlap, 1)
+        end = window.previous.total - window.overlap
+        deepest = self._max_depth - limit
+        if window.offset <= deepest:  # else rows that share one timestamp led beyond it
+            end = min(end, deepest + 1)
+        others = range(window.offset + step, end, step)[: self.settings.parallel_requests]
+        return [PageRequest(window.since, at, limit) for at in (window.offset, *others)]
 
-        Answers that overtake each other may show another order: the page is then read again.
-        """
-        rows, previous = page.rows, self._window.previous
+    def _continues(self, page: "Page") -> bool:
+        """Return whether a page leaves no gap, and its order is one that the list can have."""
+        rows, previous = page.rows, self.window.previous
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        is_later = page.offset > previous.offset and previous.rows
-        if is_later and rows[0].version == previous.rows[0].version:
-            # The offset is ignored, or not followed that deep; but if the page before was all of
-            # the rest, a row that the API left out in front of this one explains it.
+        if page.offset > previous.offset and previous.rows and previous.rows[0].is_same(rows[0]):
+            # The offset is ignored, or not followed that deep; but a page of all the rest may
+            # begin like the previous one, if the API leaves out the row in front of it.
             was_rest = previous.offset + self.source.limit >= previous.total
             if not was_rest or page.end > page.total:
                 return False
-        # Rows that have been read come first. Only recent ones may be in another order: where
-        # timestamps are cut to the minute, rows join among those of the present minute.
-        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
+        # Rows that have been read come first, but for recent ones (see `RowsRead`). Answers that
+        # overtake each other may show another order, too: the page is then read again.
+        recent_from = self.source.started - SETTLED_AFTER - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
@@ -293,15 +300,13 @@ class Reader:
         That is a new window, or else a page further back, and again, until one continues it. From
         there on pages overlap by twice as many rows, as too many rows share the last timestamp.
         """
-        window, previous, full_page = self._window, self._window.previous, self.source.full_page
-        if window.probing and not page.rows and page.total >= previous.total:
+        window, previous, length = self.window, self.window.previous, self.source.page_length
+        if window.is_probe and not page.rows and page.total >= previous.total:
             self._end_before_total()
             return
         self.pages_dropped += 1
         is_further_back = 0 < page.offset <= previous.offset  # for the setback before
         self._setbacks += not is_further_back
-        if self._setbacks > 1:
-            self.source.ahead.ask([])  # what is in flight may be older than the last move
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
@@ -311,12 +316,12 @@ class Reader:
                 f"number of rows that share a time (at least {len(self._read.ids)}) and of "
                 "consecutive rows that it leaves out."
             )
+        self.source.ahead.send([])  # what is in flight may be older than the move
         if later := self._later_window():
-            self._window = later
+            self.window = later
         else:
-            window.offset = max(min(previous.offset, page.offset - full_page), 0)
-            window.overlap = min(2 * window.overlap, full_page // 2)
-            window.probing = False
+            window.offset = max(min(previous.offset, page.offset - length), 0)
+            window.overlap = min(2 * window.overlap, length // 2)
 
     def _later_window(self) -> Window | None:
         """Return a window that begins at the last timestamp read, None if this one began there.
@@ -324,38 +329,38 @@ class Reader:
         With a lookback it begins a second earlier: that is set where `updated_since` leaves out
         rows of that very timestamp.
         """
-        window, last = self._window, self._read.last
-        if last is None:
+        if self._read.last is None:
             return None
-        since = last.earlier(1) if self.settings.lookback_seconds else last
-        if window.since and since.time <= window.since.time:
+        since = self._read.last.earlier(min(self.settings.lookback_seconds, 1))
+        if self.window.since and since.time <= self.window.since.time:
             return None
-        # as many as asking ahead may count on until the first page tells
-        expected = max(window.previous.total - window.offset, 0)
-        return Window(since, empty_page(expected))
+        return Window(since, empty_page(self.window.remaining))  # so that it is read ahead at once
 
     def _plan(self, page: "Page", new: list):
         """Decide where to read on after a page that continues the list, or that it has ended."""
-        window, source = self._window, self.source
+        window, source = self.window, self.source
         may_be_from_ahead = page.offset > window.previous.offset
         more_is_promised = page.end < page.total
-        more_is_likely = len(page.rows) >= source.full_page or (new and page.end > page.total)
-        window.previous, window.probing = page, False
-        window.overlap = min(window.overlap, source.full_page // 2)  # pages may be shorter now
+        more_is_likely = len(page.rows) >= source.page_length or (new and page.end > page.total)
+        window.previous = page
+        window.overlap = min(window.overlap, source.page_length // 2)  # pages may be shorter now
         if self._young_pages >= MAX_YOUNG_PAGES:
-            self._window = None  # it changes faster than it is read: the next sync goes on
+            self.window = None  # it changes faster than it is read: the next sync goes on
         elif more_is_promised and len(page.rows) <= 1:  # one is the overlap alone
-            self._look_for_promised_rows(page)
+            # Offsets are not followed that deep: a new window brings the rest. Or rows are left
+            # out, or the total is too large: what is where it promises the last rows tells.
+            window.offset = max(page.total - source.limit, page.end, 1)
+            self.window = self._later_window() or window
         elif more_is_promised or more_is_likely:
             window.offset = max(page.end - window.overlap, page.offset + 1)
-            if window.offset + source.limit > source.max_depth:
-                self._window = self._later_window() or window
+            if window.offset + source.limit > self._max_depth:
+                self.window = self._later_window() or window
         elif self.settings.mark_deleted and may_be_from_ahead:
             # Read the last page again: requested ahead, it may be older than the one before it. A
             # row that changed in between is in neither, and must not look deleted.
             window.offset = page.offset
         else:
-            self._window = None
+            self.window = None
 
     def _count(self, page: "Page", new: list):
         """Count rows, and what must not go on forever: setbacks, and pages of young rows."""
@@ -364,49 +369,36 @@ class Reader:
             self._promised = page.total
         if new:
             self._setbacks = 0
-            is_young = new[-1].updated_at >= self._client.started
+            is_young = new[-1].updated_at >= self.source.started
             self._young_pages += is_young and self.rows_read >= self._promised
-
-    # APIs whose total or offsets do not match their list
-
-    def _look_for_promised_rows(self, page: "Page"):
-        """Read on after a page with no row but the overlap, though its total promises more.
-
-        If the API does not follow offsets that deep, a new window brings them. Else its total is
-        too large, or it leaves rows out: what is where the total promises the last rows tells.
-        """
-        if later := self._later_window():
-            self._window = later
-        else:
-            self._window.probing = True
-            self._window.offset = max(page.total - self.source.limit, page.end, 1)
-
-    def _end_before_total(self):
-        """Accept that the list has ended, as there is no row where its total promised the last."""
-        previous, self._window = self._window.previous, None
-        if not self.rows_read and self.since is None:
-            raise SyncError(f"The API promises {previous.total} rows, but returns none.")
-        if previous.total - previous.end > self.source.full_page:
-            log.warning(
-                f"The API promises {previous.total} rows, but returns none from offset "
-                f"{previous.end} on. Its total is too large, or it leaves rows out."
-            )
 
     def _after_refusal(self, refusal: Refused):
         """Read on after the API refused an offset."""
-        window, end = self._window, max(self._window.previous.end, 1)
-        if window.probing and window.offset > end:
+        window, end = self.window, max(self.window.previous.end, 1)
+        if window.offset > end:
             window.offset = (window.offset + end) // 2  # nearer, until the API accepts it
-        elif window.probing:
+        elif window.is_probe:
             self._end_before_total()  # the API refuses offsets behind its last row
         elif later := self._later_window():
-            self.source.max_depth = window.offset  # so no later page reaches this far
-            self._window = later
+            self._max_depth = window.offset  # so no later page reaches this far
+            self.window = later
         else:
             raise SyncError(
                 f"More rows share {UPDATED_AT} {self._read.last.text} than the API lets be paged "
-                "through. Set page_size above their number, or have it accept larger offsets. "
+                "through. Set page_size above their number, or have larger offsets accepted. "
                 f"{refusal}"
+            )
+
+    def _end_before_total(self):
+        """Accept that the list has ended, as there is no row where its total promised the last."""
+        window, self.window = self.window, None
+        total, end = window.previous.total, window.previous.end
+        if not self.rows_read and self.since is None:
+            raise SyncError(f"The API promises {total} rows, but returns none.")
+        if total - end > self.source.page_length:
+            log.warning(
+                f"The API promises {total} rows, but returns none from offset {end} on. Its total "
+                "is too large, or it leaves rows out."
             )
 
 
@@ -422,61 +414,57 @@ class PageRequest(NamedTuple):
 
 
 class PageSource:
-    """Gets pages that are requested ahead, again while unavailable, in a size the API accepts."""
+    """Gets pages that are requested ahead, again while unavailable, in a size the API accepts.
 
-    def __init__(self, client: "Client"):
-        settings = client.settings
-        self.ahead = ReadAhead(client.send, settings.parallel_requests)
+    What it gets is the first of the requests that `upcoming` returns, which may be others after
+    a failure, as they are for fewer rows.
+    """
+
+    def __init__(self, client: "Client", tries: int = TRIES):
+        self.ahead = ReadAhead(client)
+        self.limit = max(client.settings.page_size, 2)  # rows to ask for: pages overlap by one
+        self.started = None  # the API's clock when the first request that succeeded was sent
         self.retries = 0
-        self.limit = max(settings.page_size, 2)  # rows to ask for: pages overlap by one
-        # of the offset plus the limit; only rows that share one timestamp are read beyond it
-        self.max_depth = WINDOW_ROWS
-        self._client = client
+        self._tries = tries  # for each page
         self._returned = None  # rows on a page that was not the last: may be fewer than the limit
         self._timeouts = 0  # of the present page
 
     @property
-    def full_page(self) -> int:
+    def page_length(self) -> int:
         """How many rows a full page has, as far as is known."""
         return self._returned or self.limit
 
-    def next_page(self, window: Window) -> "Page":
-        """Return the next page of a window.
+    def next_page(self, upcoming: Callable[[], list]) -> "Page":
+        """Return the next page.
 
         Raises `Refused` if the API does not accept an offset, `SyncError` if it gives no page.
         """
-        while True:
-            try:
-                page = parse_page(self._next_answer(window), window.offset)
-                break
-            except Refused as refusal:
-                if window.offset > 0:
-                    raise
-                self.limit, self._returned = half_if_refused(self.limit, refusal), None
+        page = parse_page(self.next_answer(upcoming), upcoming()[0].offset)
         if page.end < page.total and len(page.rows) > 1:
             if self._returned not in (None, len(page.rows)):
                 self.ahead.slow_down()  # the pages asked ahead begin in the wrong places
             self._returned = len(page.rows)
         return page
 
-    def ask_ahead(self, window: Window):
-        """Request the next pages of a window, and cancel requests for others."""
-        self.ahead.ask(self._coming(window))
+    def next_answer(self, upcoming: Callable[[], list]) -> object:
+        """Return the JSON of the next page, in half the size as often as the API refuses it."""
+        while True:
+            try:
+                answer = self._retry(upcoming)
+                self.started = self.started or answer.sent
+                return answer.json
+            except Refused as refusal:
+                if upcoming()[0].offset > 0:
+                    raise
+                if self.limit == 2:
+                    problem = f"The API refuses every page size down to 2 rows. {refusal}"
+                    raise SyncError(problem) from None
+                log.info(f"The API refused pages of {self.limit} rows: asking for half as many.")
+                self._halve_limit()
 
-    def _coming(self, window: Window) -> list:
-        """Return the requests that follow, as far as the total tells, with the next page first."""
-        step = max(self.full_page - window.overlap, 1)
-        end = window.previous.total - window.overlap
-        deepest = self.max_depth - self.limit
-        if window.offset <= deepest:  # else rows that share one timestamp led beyond it
-            end = min(end, deepest + 1)
-        others = range(window.offset + step, end, step)[: self._client.settings.parallel_requests]
-        return [PageRequest(window.since, at, self.limit) for at in (window.offset, *others)]
-
-    def _next_answer(self, window: Window) -> object:
-        """Return the answer for the next page, requested again while it is unavailable."""
+    def _retry(self, upcoming: Callable[[], list]) -> "Answer":
         self._timeouts = 0
-        tries = FIRST_TRIES if self._client.started is None else TRIES
+        tries = self._tries if self.started else min(self._tries, FIRST_TRIES)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
@@ -488,11 +476,11 @@ class PageSource:
             reraise=True,
         )
         try:
-            return retrying(lambda: self.ahead.take(self._coming(window)))
+            return retrying(lambda: self.ahead.take(upcoming()))
         except Unavailable as error:
             spent = retrying.statistics
             raise SyncError(
-                f"The API gave no page at offset {window.offset}: {error}. Tries: "
+                f"The API gave no page at offset {upcoming()[0].offset}: {error}. Tries: "
                 f"{spent['attempt_number']}, in {spent['delay_since_first_attempt']:.0f} s. "
                 "Nothing is lost: the next sync goes on from the last checkpoint."
             ) from None
@@ -503,7 +491,7 @@ class PageSource:
         self.retries += 1
         self._timeouts += error.timed_out
         if error.timed_out and self._timeouts > 1:
-            self.limit, self._returned = max(self.limit // 2, 2), None
+            self._halve_limit()
         if error.retry_after is not None:
             self.ahead.slow_down()
         log.warning(
@@ -511,14 +499,8 @@ class PageSource:
             f"{attempt.attempt_number + 1}, for {self.limit} rows."
         )
 
-
-def half_if_refused(limit: int, refusal: Refused) -> int:
-    """Return half a page size that was refused. Raises `SyncError` if that was the smallest."""
-    if limit == 2:
-        raise SyncError(f"The API refuses every page size down to 2 rows. {refusal}")
-    smaller = max(limit // 2, 2)
-    log.info(f"The API refused pages of {limit} rows: asking for {smaller}.")
-    return smaller
+    def _halve_limit(self):
+        self.limit, self._returned = max(self.limit // 2, 2), None
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
@@ -528,33 +510,31 @@ def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
     return BACKOFF(attempt) if is_unhelpful else asked
 
 
-# Reading ahead
-
-
 class ReadAhead:
-    """Requests pages before they are needed, and returns them in order.
+    """Sends requests before their answers are needed, and returns the answers in order.
 
-    It begins with two requests in flight, and allows one more whenever a page had to be waited
-    for although as many as allowed were in flight, up to a maximum.
+    It begins with two requests in flight, and allows one more whenever an answer had to be waited
+    for although as many as allowed were in flight, up to `parallel_requests`.
     """
 
-    def __init__(self, send: Callable[[PageRequest], Future], maximum: int):
-        self.waited = 0.0  # seconds in which there was nothing to do but wait for a page
-        self._send = send
-        self._maximum = maximum
-        self._allowed = min(2, maximum)
-        self._in_flight = {}  # the future of each page that was requested
-        self._pages_since_change = self._pages_before_growth = 0  # of _allowed
+    def __init__(self, client: "Client"):
+        self.waited = 0.0  # seconds in which there was nothing to do but wait for an answer
+        self._client = client
+        self._maximum = client.settings.parallel_requests
+        self._allowed = min(2, self._maximum)
+        self._in_flight = {}  # the future of each request
+        self._taken_since_change = self._taken_before_growth = 0  # answers; of _allowed
 
-    def take(self, coming: list) -> object:
-        """Return the answer to the first coming request. Raises what that request raised."""
-        self.ask(coming)
-        future = self._in_flight[coming[0]]
-        all_in_use = len(self._in_flight) >= self._allowed
-        may_grow = self._pages_since_change >= self._pages_before_growth
-        if not future.done() and all_in_use and may_grow and self._allowed < self._maximum:
-            self._allowed, self._pages_since_change = self._allowed + 1, 0
-            self.ask(coming)
+    def take(self, upcoming: list) -> "Answer":
+        """Return the answer to the first upcoming request. Raises what that request raised."""
+        self.send(upcoming)
+        future = self._in_flight[upcoming[0]]
+        all_in_use = self._allowed <= len(self._in_flight) < self._maximum
+        may_grow = self._taken_since_change >= self._taken_before_growth
+        if all_in_use and may_grow and not future.done():
+            self._allowed, self._taken_since_change = self._allowed + 1, 0
+            self.send(upcoming)
+        self._taken_since_change += 1
         began = monotonic()
         try:
             return future.result(MAX_WAIT)
@@ -562,39 +542,32 @@ class ReadAhead:
             raise Unavailable(f"no whole answer within {MAX_WAIT} s") from None
         finally:
             self.waited += monotonic() - began
-            self._pages_since_change += 1
-            del self._in_flight[coming[0]]
+            del self._in_flight[upcoming[0]]
 
-    def ask(self, coming: list):
-        """Send as many of the coming requests as may be in flight, and cancel all others."""
-        for request in self._in_flight.keys() - set(coming):
+    def send(self, upcoming: list):
+        """Send as many upcoming requests as may be in flight, and cancel all others."""
+        for request in self._in_flight.keys() - set(upcoming):
             self._in_flight.pop(request).cancel()
-        for request in coming[: self._allowed]:
+        for request in upcoming[: self._allowed]:
             if request not in self._in_flight:
-                self._in_flight[request] = self._send(request)
-            if has_failed(self._in_flight[request]):
-                break  # others would probably fail in the same way
+                self._in_flight[request] = self._client.send(request)
 
     def slow_down(self):
-        """Allow one request at a time, and more again only after some pages."""
-        self._allowed, self._pages_since_change = 1, 0
-        self._pages_before_growth = PAGES_BEFORE_GROWTH
+        """Allow one request at a time, and more again only after some answers."""
+        self._allowed, self._taken_since_change = 1, 0
+        self._taken_before_growth = PAGES_BEFORE_GROWTH
 
     def forget_failures(self):
         """Forget the requests that have failed, so that they are sent again."""
-        self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
-
-
-def has_failed(future: Future) -> bool:
-    """Return whether a request is done and has raised."""
-    return future.done() and future.exception() is not None
+        for request, future in list(self._in_flight.items()):
+            if future.done() and future.exception():
+                del self._in_flight[request]
 
 
 class Workers:
-    """Threads that call functions.
+    """Threads that call functions, and end with the process, whatever they are waiting for.
 
-    Unlike those of concurrent.futures, they do not keep a failed sync from ending while one of
-    them still waits for an answer.
+    Those of concurrent.futures would keep a failed sync from ending until the last answer.
     """
 
     def __init__(self, count: int):
@@ -626,12 +599,18 @@ class Workers:
 # HTTP client
 
 
+class Answer(NamedTuple):
+    """An answer of the API, and when the request was sent, by the API's clock."""
+
+    json: object
+    sent: datetime
+
+
 class Client:
     """The API over HTTP, asked from up to `parallel_requests` threads."""
 
     def __init__(self, settings: "Settings"):
         self.settings = settings
-        self.started = None  # the API's clock when the first request that succeeded was sent
         self._workers = Workers(settings.parallel_requests)
         self._session = session = requests.Session()
         # What the environment says of proxies and certificates, read once; not ~/.netrc, which
@@ -653,8 +632,8 @@ class Client:
         """Call `get` in a thread. Returns the future of its result."""
         return self._workers.submit(self.get, request)
 
-    def get(self, request: PageRequest) -> object:
-        """Return the JSON that the API answers, by one HTTP request that is not retried.
+    def get(self, request: PageRequest) -> Answer:
+        """Return what the API answers to one HTTP request, which is not retried.
 
         Raises `Unavailable` if a later request may succeed, `Refused` if the API does not accept
         the request, and `SyncError` for other answers that are no success.
@@ -670,72 +649,59 @@ class Client:
         sent = datetime.now(timezone.utc)
         try:
             response = self._session.get(url, params=parameters, timeout=timeout)
-        except (requests.TooManyRedirects, ValueError) as error:  # a ValueError: no address
-            problem = f"base_url leads to no page ({type(error).__name__}): check it"
-            raise SyncError(problem) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise describe_error(error, self.settings.host) from None
-        except OSError as error:  # certificates that cannot be read
-            raise SyncError(f"No request is possible: {error}") from None
-        self._check_status(response, request.offset)
-        answer = self._read_json(response)
-        if self.started is None:  # no other request is sent before the first answer tells a total
-            # no later than when the request was sent, as the page may be older than its Date
-            date = http_date(response.headers.get("Date", ""))
-            self.started = date - response.elapsed if date else sent
-        return answer
+        if not 200 <= response.status_code < 300:
+            raise self._describe_status(response, request.offset)
+        # no later than when the request was sent, as the page may be older than its Date
+        date = http_date(response.headers.get("Date", ""))
+        return Answer(self._read_json(response), date - response.elapsed if date else sent)
 
-    def _check_status(self, response: requests.Response, offset: int):
-        code = response.status_code
-        if 200 <= code < 300:
-            return
-        reason = self._hide_secrets(response.reason or "")
+    def _describe_status(self, response: requests.Response, offset: int) -> SyncError:
+        code, reason = response.status_code, self.settings.hide_secrets(response.reason or "")
         where = f"The API answered HTTP {code} {reason} at offset {offset}"
         if code in RETRIED_STATUSES:
             seconds = retry_after(response)
             if seconds is None or seconds <= MAX_WAIT:
-                raise Unavailable(f"HTTP {code} {reason}".strip(), seconds)
-            raise SyncError(
+                return Unavailable(f"HTTP {code} {reason}".strip(), seconds)
+            return SyncError(
                 f"{where} and asks to wait {seconds:.0f} s, longer than the {MAX_WAIT} s a sync "
                 "waits. Sync again after that."
             )
         body = response.content[:4000].decode("utf-8", "replace")
-        body = self._hide_secrets(body)[:200]  # hidden before it is cut in two
+        body = self.settings.hide_secrets(body)[:200]  # hidden before it is cut in two
         advice = {401: " (check api_key)", 403: " (check api_key)", 404: " (check base_url)"}
         kind = Refused if code in (400, 422) else SyncError
-        raise kind(f"{where}{advice.get(code, '')}: {body}")
+        return kind(f"{where}{advice.get(code, '')}: {body}")
 
     def _read_json(self, response: requests.Response) -> object:
         body = response.content
         try:
-            # not response.json(), which takes text/* for Latin-1
-            text = body.decode(json.detect_encoding(body), "replace")
-            answer = json.loads(text)
-            if "\\ud" in text.lower():  # a lone surrogate cannot be encoded: make it a `?`
-                text = json.dumps(answer, ensure_ascii=False)
-                answer = json.loads(text.encode("utf-8", "replace"))
-            return answer
+            return from_json(body)
+        except ValueError:
+            pass  # it may still be JSON, with a lone surrogate or bytes that are not UTF-8
+        try:
+            answer = json.loads(body.decode("utf-8-sig", "replace"))
+            return json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
         except (ValueError, RecursionError):
-            kind = self._hide_secrets(response.headers.get("Content-Type", "of no stated type"))
+            kind = self.settings.hide_secrets(response.headers.get("Content-Type", "no type"))
             raise Unavailable(
                 f"HTTP {response.status_code} with a body that is not JSON ({kind}, {len(body)} "
                 "bytes; is base_url the API, and not a page for people such as a login?)"
             ) from None
 
-    def _hide_secrets(self, text: str) -> str:
-        """Return a text of the API without the secrets that it may repeat."""
-        for secret in self.settings.secrets():
-            text = text.replace(secret, "***")
-        return text
 
-
-def describe_error(error: requests.RequestException, host: str) -> Unavailable:
-    """Return why no answer came, and what to do: the error itself may quote people's data."""
+def describe_error(error: Exception, host: str) -> SyncError:
+    """Return why no answer came, and what to do. The error itself may quote people's data."""
     cause = error
-    while cause.__cause__ or cause.__context__:
-        cause = cause.__cause__ or cause.__context__
+    while inner := cause.__cause__ or cause.__context__:
+        cause = inner
     detail = getattr(cause, "verify_message", None) or getattr(cause, "strerror", None)
     detail = detail or type(cause).__name__
+    if isinstance(error, requests.TooManyRedirects | ValueError):  # a ValueError: no address
+        return SyncError(f"base_url leads to no page ({type(error).__name__}): check it")
+    if not isinstance(error, requests.RequestException):  # certificates that cannot be read
+        return SyncError(f"No request is possible: {error}")
     if isinstance(error, requests.ConnectTimeout):
         detail = f"none within {CONNECT_TIMEOUT} s"
     elif isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
@@ -752,11 +718,11 @@ def describe_error(error: requests.RequestException, host: str) -> Unavailable:
 def retry_after(response: requests.Response) -> float | None:
     """Return the seconds of the `Retry-After` header (RFC 9110, 10.2.3), None if unreadable."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
+    if re.fullmatch("[0-9]+", value):
         return float(value)
     until = http_date(value)
     now = http_date(response.headers.get("Date", "")) or datetime.now(timezone.utc)
-    return None if until is None else max(0.0, (until - now).total_seconds())
+    return until and max(0.0, (until - now).total_seconds())
 
 
 def http_date(text: str) -> datetime | None:
@@ -778,20 +744,18 @@ def parse_time(text: object) -> datetime:
     try:
         if not isinstance(text, str) or text[4:5] != "-":
             raise ValueError  # pydantic would take a number for seconds since 1970
-        try:
-            time = DATETIME.validate_python(text.removesuffix("Z"))
-        except ValueError:
-            time = DATETIME.validate_python(text + ":00")  # PostgreSQL writes `+02` for `+02:00`
+        if len(text) > 10 and text[-3] in "+-":
+            text += ":00"  # PostgreSQL writes `+02` for `+02:00`
+        time = DATETIME.validate_python(text.removesuffix("Z"))
         if time.tzinfo is None:
             return datetime.combine(time, time.time(), timezone.utc)  # faster than replace()
         return time.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise ValueError(
-            f"should be an ISO 8601 date and time, but is {json_type(text)}"
-        ) from None
+        came = json_type(text)
+        raise ValueError(f"should be an ISO 8601 date and time, but is {came}") from None
 
 
-DATETIME = pydantic.TypeAdapter(datetime)
+DATETIME = pydantic.TypeAdapter(datetime).validator  # faster than the adapter
 Time = Annotated[datetime, pydantic.PlainValidator(parse_time)]
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 Json = Annotated[Any, pydantic.AfterValidator(partial(json.dumps, ensure_ascii=False))]
@@ -815,7 +779,7 @@ Record.__pydantic_config__ = pydantic.ConfigDict(extra="allow")
 
 
 class Row(NamedTuple):
-    """A row of the list: the fields that its order depends on, and the record for the table."""
+    """A row of the list: what its order depends on, and the record for the table."""
 
     id: str
     updated_at: datetime
@@ -827,10 +791,9 @@ class Row(NamedTuple):
         """Where the row stands in the list."""
         return Position(self.updated_at, self.updated_at_text)
 
-    @property
-    def version(self) -> tuple:
-        """Identifies the row in its present state: its id and timestamp."""
-        return self.id, self.updated_at
+    def is_same(self, other: "Row") -> bool:
+        """Return whether it is the same row, in the same state."""
+        return (self.id, self.updated_at) == (other.id, other.updated_at)
 
     def __repr__(self) -> str:
         return "Row(...)"  # crash reports show local variables
@@ -844,13 +807,10 @@ def read_rows(answer: object, validate: Callable[[object], list]) -> list:
     ]
 
 
-Rows = Annotated[list[Record], pydantic.WrapValidator(read_rows)]
-
-
 class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
-    rows: Rows = Field(validation_alias="data")
+    rows: Annotated[list[Record], pydantic.WrapValidator(read_rows)] = Field(alias="data")
     # a path: ("meta", "total") is that of {"meta": {"total": 1}}
     total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
     offset: int | None = None  # the API may leave it out, `parse_page` does not
@@ -868,43 +828,46 @@ def empty_page(total: int) -> Page:
 
 def parse_page(answer: object, offset: int) -> Page:
     """Return the page of an answer. Raises `SyncError` if it is not as the README says."""
-    where = f"The API's answer at offset {offset} cannot be read: "
     try:
         page = Page.model_validate(answer)
-    except ValidationError as error:
-        raise SyncError(f"{where}{describe_fault(error.errors()[0])}.") from None
-    if page.offset not in (None, offset):
-        raise SyncError(f"{where}`offset` should be as requested, but is {page.offset}.")
+        if page.offset not in (None, offset):
+            raise ValueError(f"`offset` should be as requested, but is {page.offset}")
+        for before, row in pairwise(page.rows):
+            if row.updated_at < before.updated_at:
+                raise ValueError(
+                    f"the {UPDATED_AT} of row {row.id} is earlier than that of row {before.id} "
+                    "before it, out of order: the API must honor order_by and order_type"
+                )
+    except ValueError as error:
+        fault = describe_faults(error)[0] if isinstance(error, ValidationError) else error
+        raise SyncError(f"The API's answer at offset {offset} cannot be read: {fault}.") from None
     page.offset = offset
-    for before, row in pairwise(page.rows):
-        if row.updated_at < before.updated_at:
-            raise SyncError(
-                f"{where}the {UPDATED_AT} of row {row.id} is earlier than that of row "
-                f"{before.id} before it, out of order. The API must honor order_by and order_type."
-            )
     return page
 
 
-def describe_fault(fault: dict) -> str:
-    """Return what is wrong with an answer or the configuration, by one of pydantic's errors.
+def describe_faults(error: ValidationError) -> list:
+    """Return what is wrong with an answer or a configuration.
 
     Of what came, only the type is named: the value may be personal data, or secret.
     """
-    path, kind, came = ".".join(map(str, fault["loc"])), fault["type"], fault["input"]
-    if kind == "value_error":  # of our own validators
-        problem = str(fault["ctx"]["error"])
-    elif kind == "missing":
-        names = [name for name in came if re.fullmatch(r"\w{1,40}", name)][:20]  # no e-mails
-        problem = f"is missing; there is {', '.join(names) or 'nothing'}"
-    elif kind == "extra_forbidden":
-        known = list(Settings.model_fields)
-        nearest = get_close_matches(path, known, n=1) or known
-        problem = f"is not a setting; is {' or '.join(nearest)} meant?"
-    else:
-        expected = fault["msg"].removeprefix("Input ")
-        expected = "should be an object" if kind in ("model_type", "dict_type") else expected
-        problem = f"{expected}, but is {json_type(came)}"
-    return f"`{path or 'answer'}` {problem}"
+    faults = []
+    for fault in error.errors():
+        path, kind, came = ".".join(map(str, fault["loc"])), fault["type"], fault["input"]
+        if kind == "value_error":  # of our own validators
+            problem = fault["ctx"]["error"]
+        elif kind == "missing":
+            names = [name for name in came if re.fullmatch(r"\w{1,40}", name)][:20]  # no e-mails
+            problem = f"is missing; there is {', '.join(names) or 'nothing'}"
+        elif kind == "extra_forbidden":
+            known = list(Settings.model_fields)
+            nearest = get_close_matches(path, known, n=1) or known
+            problem = f"is not a setting; is {' or '.join(nearest)} meant?"
+        elif kind in ("model_type", "dict_type"):
+            problem = f"should be an object, but is {json_type(came)}"
+        else:
+            problem = f"{fault['msg'].removeprefix('Input ')}, but is {json_type(came)}"
+        faults.append(f"`{path or 'answer'}` {problem}")
+    return faults
 
 
 def json_type(value: object) -> str:
@@ -916,115 +879,98 @@ def json_type(value: object) -> str:
 # Settings
 
 
-def whole_number(lowest: int, highest: int) -> type:
-    """Return the type of a setting that is a whole number within limits."""
-    allowed = f"a whole number from {lowest:,} to {highest:,}"
+def setting(read: Callable[[str], Any], allowed: str) -> type:
+    """Return the type of a setting: how its text is read, and what the form says is allowed.
 
-    def read(value: str) -> int:
-        is_number = value.isascii() and value.isdigit() and len(value) < 10
-        if is_number and lowest <= int(value) <= highest:
-            return int(value)
-        raise ValueError(f"must be {allowed}, but is {value[:40]!r}")
-
-    return Annotated[int, pydantic.BeforeValidator(read), allowed]
-
-
-class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
-    """The settings of configuration.json, and what the setup form and the README say of them.
-
-    The last item of each annotation is the text that the form shows after "Allowed:".
+    `read` raises `ValueError` or `KeyError` for all other text.
     """
 
-    base_url: Annotated[str, "an http or https address"] = Field(
-        title="Address of the API",
-        description="The address that lists the rows, without the parameters added to it.",
-        examples=["https://api.example.com/list"],
-    )
-    api_key: Annotated[SecretStr, "ASCII without spaces"] = Field(
-        SecretStr(""),
-        title="API key",
-        description="Sent as `Authorization: Bearer`. Leave it empty if the API needs none.",
-    )
-    page_size: whole_number(1, 10_000) = Field(
-        100,
-        title="Rows per page",
-        description="As many as the API returns without getting slow. A size that it refuses is "
-        "halved until it is accepted.",
-    )
-    parallel_requests: whole_number(1, 16) = Field(
-        8,
-        title="Requests at a time, at most",
-        description="How many are sent at a time tunes itself, up to this number.",
-    )
-    lookback_seconds: whole_number(0, 31_536_000) = Field(
-        0,
-        title="Seconds to look back",
-        description="How long before the last cursor a sync begins: for APIs that show changes "
-        "more than 10 seconds late. 1 if `updated_since` leaves out rows of that very second.",
-    )
-    mark_deleted: Annotated[bool, "true or false"] = Field(
-        False,
-        title="Mark deleted rows",
-        description="A full sync marks the rows that it does not bring as deleted.",
-    )
-    start_date: Annotated[datetime | None, "an ISO 8601 date or time in the past"] = Field(
-        None,
-        title="Start date",
-        description="The first sync reads only rows updated since then. Not with mark_deleted.",
-    )
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_url(cls, url: str) -> str:
+    def validate(text: str):
         try:
-            parts = urlsplit(url)
-            is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError:
-            is_address = False
-        is_plain = url.isprintable() and not set(" #") & set(url)
-        if not is_address or not is_plain or parts.username is not None:
-            raise ValueError(
-                "must be an http or https address with a host, such as "
-                "https://api.example.com/list, without spaces, line breaks or a fragment (from # "
-                "on), and without user name and password: the key of the API belongs in api_key"
-            )
-        ours = {"updated_since", "order_by", "order_type", "limit", "offset"}
-        if theirs := ours & dict(parse_qsl(parts.query, keep_blank_values=True)).keys():
-            raise ValueError(
-                f"must not set {', '.join(sorted(theirs))}, which this connector sets"
-            )
-        return url
+            return read(text)
+        except (ValueError, KeyError):
+            raise ValueError(f"must be {allowed}, but is {text[:40]!r}") from None
 
-    @field_validator("api_key")
-    @classmethod
-    def _check_key(cls, key: SecretStr) -> SecretStr:
-        if not all("!" <= character <= "~" for character in key.get_secret_value()):
-            raise ValueError("has a space, a line break or another character that is not allowed")
-        return key
+    return Annotated[Any, pydantic.PlainValidator(validate), allowed]
 
-    @field_validator("mark_deleted", mode="before")
-    @classmethod
-    def _check_toggle(cls, value: str) -> bool:
-        if value not in ("true", "false"):
-            raise ValueError(f"must be true or false, but is {value[:40]!r}")
-        return value == "true"
 
-    @field_validator("start_date", mode="before")
-    @classmethod
-    def _check_date(cls, value: str, others: pydantic.ValidationInfo) -> datetime:
-        try:
-            time = parse_time(value)
-        except ValueError:
-            time = None
-        if time is None or time > datetime.now(timezone.utc):
-            raise ValueError(
-                f"must be an ISO 8601 date or time in the past, but is {value[:40]!r}"
-            )
-        if others.data.get("mark_deleted"):
-            raise ValueError("cannot be set with mark_deleted: rows deleted before are not known")
-        return time
+def whole_number(lowest: int, highest: int) -> type:
+    """Return the type of a setting that is a whole number within limits."""
 
-    @field_validator("*", mode="before")  # pydantic runs the last of a mode first
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
+            raise ValueError
+        return int(text)
+
+    return setting(read, f"a whole number from {lowest:,} to {highest:,}")
+
+
+def past_time(text: str) -> datetime:
+    """Return a time in UTC. Raises `ValueError` if it is none, or in the future."""
+    time = parse_time(text)
+    if time > datetime.now(timezone.utc):
+        raise ValueError
+    return time
+
+
+def check_url(url: str) -> str:
+    """Return an address. Raises `ValueError` that does not show it, as it may have a key in it."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_address = False
+    is_plain = url.isprintable() and not set(" #") & set(url)
+    if not is_address or not is_plain or parts.username is not None:
+        raise ValueError(
+            "must be an http or https address with a host, such as https://api.example.com/list, "
+            "without spaces, line breaks or a fragment (from # on), and without user name and "
+            "password: the key of the API belongs in api_key"
+        )
+    ours = {"updated_since", "order_by", "order_type", "limit", "offset"}
+    if theirs := ours & parse_qs(parts.query, keep_blank_values=True).keys():
+        raise ValueError(f"must not set {', '.join(sorted(theirs))}: the connector does")
+    return url
+
+
+def check_key(key: SecretStr) -> SecretStr:
+    """Return a key that a header can carry. Raises `ValueError` if none can."""
+    if not all("!" <= character <= "~" for character in key.get_secret_value()):
+        raise ValueError("must be ASCII without spaces and line breaks")
+    return key
+
+
+Url = Annotated[str, pydantic.AfterValidator(check_url), "an http or https address"]
+Key = Annotated[SecretStr, pydantic.AfterValidator(check_key), "ASCII without spaces"]
+
+
+class Settings(BaseModel):
+    """The settings of configuration.json. The setup form and the README show their docstrings."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        field_title_generator=lambda name, _: name.replace("_", " ").capitalize(),
+    )
+
+    base_url: Url = Field(title="Base URL", examples=["https://api.example.com/list"])
+    """The address that lists the rows, without the parameters added to it."""
+    api_key: Key = Field(SecretStr(""), title="API key")
+    """Sent as `Authorization: Bearer`. Leave it empty if the API needs none."""
+    page_size: whole_number(1, 10_000) = 100
+    """As many rows as the API returns without getting slow. A size that it refuses is halved."""
+    parallel_requests: whole_number(1, 16) = 8
+    """The most requests at a time. How many are sent tunes itself, up to this number."""
+    lookback_seconds: whole_number(0, 31_536_000) = 0
+    """How long before the last cursor a sync begins: for APIs that show changes more than 10
+    seconds late. 1 if `updated_since` leaves out rows of that very second."""
+    mark_deleted: setting({"true": True, "false": False}.__getitem__, "true or false") = False
+    """A full sync marks the rows that it does not bring as deleted."""
+    start_date: setting(past_time, "an ISO 8601 date or time in the past") = None
+    """The first sync reads only rows updated since then. Not with mark_deleted."""
+
+    @field_validator("*", mode="before")
     @classmethod
     def _check_text(cls, value: object) -> str:
         if not isinstance(value, str):
@@ -1034,6 +980,13 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         if re.fullmatch("<.*>", value):
             raise ValueError("is a placeholder: replace it with a value of your own")
         return value
+
+    @field_validator("start_date")
+    @classmethod
+    def _check_date(cls, date: datetime, others: pydantic.ValidationInfo) -> datetime:
+        if others.data.get("mark_deleted"):
+            raise ValueError("cannot be set with mark_deleted: rows deleted before are not known")
+        return date
 
     @property
     def host(self) -> str:
@@ -1047,13 +1000,15 @@ class Settings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True
         is_local = address.hostname in ("localhost", "127.0.0.1", "::1")
         return bool(self.api_key) and address.scheme == "http" and not is_local
 
-    def secrets(self) -> list:
-        """Return what an error must not quote, longest first: the key and values of the query."""
+    def hide_secrets(self, text: str) -> str:
+        """Return a text of the API without the key and the values in the query of `base_url`."""
         query = [value for _, value in parse_qsl(urlsplit(self.base_url).query) if len(value) > 7]
         values = [v for v in (self.api_key.get_secret_value(), *query) if len(v) > 3]
         forms = {form for v in values for form in (v, quote_plus(v), quote(v, safe=""))}
         forms |= {form.replace("/", "\\/") for form in forms}  # as some APIs write JSON
-        return sorted(forms, key=len, reverse=True)
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
+        return text
 
 
 def validate_configuration(configuration: dict) -> Settings:
@@ -1065,8 +1020,8 @@ def validate_configuration(configuration: dict) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        faults = map(describe_fault, error.errors())
-    raise ValueError("The configuration cannot be used:\n- " + "\n- ".join(faults))
+        faults = "\n- ".join(describe_faults(error))
+    raise ValueError(f"The configuration cannot be used:\n- {faults}")
 
 
 # Progress
@@ -1081,7 +1036,8 @@ def with_progress(reader: Reader, cursor: Position | None) -> Iterator[list]:
     for rows in reader.pages():
         yield rows  # comes back once they are written
         pages += 1
-        now, done, left = monotonic(), reader.rows_read, reader.remaining
+        now, done = monotonic(), reader.rows_read
+        left = reader.window.remaining if reader.window else 0
         if left and now - last_report >= PROGRESS_SECONDS:
             last_report = now
             log.info(
@@ -1115,12 +1071,12 @@ def configuration_form():
     """Return the setup form, for Fivetran's dashboard and `fivetran configuration`."""
     form = ConfigurationForm()
     for name, field in Settings.model_fields.items():
-        description = f"{field.description} Allowed: {field.metadata[-1]}."
-        if field.annotation is bool:
+        description = f"{' '.join(field.description.split())} Allowed: {field.metadata[-1]}."
+        if field.default is False:
             form.add_field(form_field.ToggleField(name, field.title, description=description))
             continue
         is_secret = field.annotation is SecretStr
-        example = field.examples[0] if field.examples else field.default
+        placeholder = field.examples[0] if field.examples else field.default
         form.add_field(
             form_field.TextField(
                 name,
@@ -1128,7 +1084,7 @@ def configuration_form():
                 form_field.TextField.password if is_secret else form_field.TextField.plain_text,
                 description=description,
                 required=field.is_required(),
-                placeholder="" if example is None else str(example),
+                placeholder="" if placeholder is None else str(placeholder),
             )
         )
     for number, label in enumerate(STEPS, 1):
@@ -1145,15 +1101,15 @@ def setup_test(number: int) -> Callable[[dict], Test]:
 
     def test(configuration: dict):
         with closing(Workers(1)) as worker:
-            result = worker.submit(run, configuration)
+            future = worker.submit(run, configuration)
         try:
-            result.result(TEST_SECONDS)
+            future.result(TEST_SECONDS)
+            return Test.success()
         except FutureTimeoutError:
             advice = "Check base_url, and that the API is up."
             return Test.failure(f"The API did not answer within {TEST_SECONDS} s. {advice}")
         except Exception as error:
             return Test.failure(str(error))
-        return Test.success()
 
     test.__name__ = f"test_{number}"  # the SDK tells tests apart by their names
     return test
@@ -1171,29 +1127,29 @@ STEPS = (  # labels of the tests
 def check_api(client: Client) -> Iterator[None]:
     """Check the API in the steps of `STEPS`, and yield between them. Raises what is wrong."""
     yield  # making the client has checked the settings
-    answer = first_answer(client)
+    source = PageSource(client, tries=1)
+    answer = source.next_answer(lambda: [PageRequest(None, 0, source.limit)])
     yield
     page = parse_page(answer, 0)
-    count, limit = len(page.rows), max(min(len(page.rows), TEST_PAGE_SIZE), 2)
-    if count < min(page.total, 2):
+    if len(page.rows) < min(page.total, 2):
         raise SyncError(
-            f"The API promises {page.total} rows, but returns only {count}. It must return at "
-            "least 2 rows per page."
+            f"The API promises {page.total} rows, but returns only {len(page.rows)}. It must "
+            "return at least 2 rows per page."
         )
     yield
     if not page.rows:
         return
-    last = page.rows[-1]
-    second = parse_page(client.get(PageRequest(None, count - 1, limit)), count - 1).rows
-    if page.total > count and second and second[0].version == page.rows[0].version:
+    first, last, is_all = page.rows[0], page.rows[-1], page.total <= page.end
+    second = source.next_page(lambda: [PageRequest(None, page.end - 1, source.limit)]).rows
+    if second and first.is_same(second[0]) and not is_all:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
-    if page.total <= count and second[1:] and second[0].version == last.version:
+    if is_all and second[1:] and second[0].id == last.id:
         raise SyncError(
             f"The API says that {page.total} rows match, but has more: `total` must count all "
             "rows that match, and not only those of a page."
         )
     yield
-    recent = parse_page(client.get(PageRequest(last.position, 0, limit)), 0).rows
+    recent = source.next_page(lambda: [PageRequest(last.position, 0, source.limit)]).rows
     if recent and recent[0].updated_at <= last.updated_at - timedelta(seconds=1):
         raise SyncError(
             "The API returns rows updated before updated_since: it must leave them out, or every "
@@ -1205,16 +1161,6 @@ def check_api(client: Client) -> Iterator[None]:
             "The API leaves out rows updated at the very time of updated_since, some of which "
             "would be lost: set lookback_seconds to 1."
         )
-
-
-def first_answer(client: Client) -> object:
-    """Return the answer for the first page, in a size that the API accepts."""
-    limit = max(client.settings.page_size, 2)
-    while True:
-        try:
-            return client.get(PageRequest(None, 0, limit))
-        except Refused as refusal:
-            limit = half_if_refused(limit, refusal)
 
 
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)

@@ -1,7 +1,5 @@
 """What the README says that the code says too."""
 
-import re
-
 from pydantic import SecretStr
 
 import connector
@@ -11,14 +9,14 @@ README = (sdk.PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_settings_is_what_the_connector_declares():
+    table, descriptions = "| Setting | Default | Allowed |\n| --- | --- | --- |\n", ""
     for name, field in connector.Settings.model_fields.items():
         default = "" if field.default in (None, SecretStr("")) else f"`{field.default}`".lower()
         default = "required" if field.is_required() else default
-        assert f"| `{name}` | {field.title} | {default} | {field.metadata[-1]} |" in README
-        assert f"- `{name}`: {field.description}" in re.sub(r"\s+", " ", README)
-    assert len(re.findall(r"^\| `\w+` \| .* \| .* \| .* \|$", README, re.M)) == len(
-        connector.Settings.model_fields
-    )
+        table += f"| `{name}` | {default} | {field.metadata[-1]} |\n"
+        descriptions += f"- `{name}`: {field.description} "
+    assert f"\n\n{table}\n" in README
+    assert " ".join(descriptions.split()) in " ".join(README.split())
 
 
 def test_no_line_is_wider_than_120():

@@ -52,7 +52,7 @@ def test_fivetran_configuration_fills_a_file_that_its_test_and_a_sync_accept(
     api.add(5)
     path = tmp_path / "configuration.json"
     form = connector.connector.get_configuration_form()
-    answers = {"Address of the API: ": URL}
+    answers = {"Base URL: ": URL}
     code = configuration_command.run_configuration_form(
         form, str(path), False, lambda prompt: answers.get(prompt, ""), lambda prompt: "s3cr3t"
     )
@@ -72,11 +72,12 @@ def test_fivetran_configuration_fills_a_file_that_its_test_and_a_sync_accept(
 def test_an_api_as_the_readme_asks_for_passes(api, verdict):
     api.add(250)
     assert verdict() is None
-    assert [request["limit"] for request in api.requests] == [
-        *("100", "100"),  # each test takes the steps of those before it
-        *("100", "10"),
-        *("100", "10", "10"),
+    assert [request["offset"] for request in api.requests] == [
+        *("0", "0"),  # each test takes the steps of those before it
+        *("0", "99"),
+        *("0", "99", "0"),
     ]
+    assert "updated_since" in api.requests[-1]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 10, 11])
