@@ -174,6 +174,31 @@ def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(
     assert len(sync(page_size="5", parallel_requests=str(parallel)).table) == 600
 
 
+def test_after_a_429_without_a_retry_after_pages_are_requested_one_at_a_time(api, sync, clock):
+    api.add(95)
+    api.answers = {6: (429, {}, "")}
+    meeting, at_a_time, there = threading.Condition(), [], set()
+    answer = api.answer
+
+    def answer_in_company(request):
+        """Give other requests the time to come, too, and note how many are there then."""
+        with meeting:
+            there.add(request)
+            meeting.notify_all()
+            meeting.wait_for(lambda: len(there) > 1, timeout=0.05)
+            at_a_time.append((len(clock.waits), len(there)))
+        response = answer(request)
+        with meeting:
+            there.remove(request)
+        return response
+
+    api.answer = answer_in_company
+    sync(page_size="5", parallel_requests="4")
+    assert (0, 2) in at_a_time
+    after = [count for waits, count in at_a_time if waits]
+    assert set(after[4:16]) == {1}  # the first ones may have been on their way before
+
+
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_an_api_that_takes_one_request_in_250_seconds_is_read_to_its_end(
     api, sync, clock, parallel
