@@ -39,15 +39,15 @@ TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's nam
 
 SETTLED_AFTER = timedelta(seconds=10)  # in front of younger rows, others may still appear
 COARSEST_TIMESTAMP = timedelta(minutes=1)  # to which APIs cut `updatedAt`
-WINDOW_ROWS = 10_000  # read by one `updated_since`: the usual limit of APIs for offset plus limit
-MAX_SETBACKS = 5  # without a new row in between
-MAX_YOUNG_PAGES = 100  # of rows updated during the sync, once the promised rows are read
+WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more
+MAX_SETBACKS = 5  # dropped pages without a new row in between (see `Reader._set_back`)
+MAX_YOUNG_PAGES = 100  # pages of rows updated during the sync, after which it ends
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
 TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
 MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and between all tries of a page
 BACKOFF = tenacity.wait_exponential_jitter()  # where the API does not say how long
-PAGES_BEFORE_GROWTH = 20  # between two steps of reading ahead, once it had to slow down
+PAGES_BEFORE_GROWTH = 20  # after a slowdown, before one more request at a time is allowed
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 PROGRESS_SECONDS = 10  # between two progress messages
@@ -63,11 +63,11 @@ class Refused(SyncError):
 
 
 class Malformed(SyncError):
-    """The API's answer is JSON, but no page as the README describes it."""
+    """The answer is JSON, but not a page as the README describes it."""
 
 
 class Unavailable(SyncError):
-    """Transient failure; may succeed when retried, after `retry_after` seconds if the API says."""
+    """Transient failure: a retry may succeed, after `retry_after` seconds if the API says so."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ def update(configuration: dict, state: dict):
 
     Args:
         configuration: strings by name, as `Settings` declares them.
-        state: {} for a full sync, else {"last_updated_at": "<a time in the API's own text>"}.
+        state: {} for a full sync, else {"last_updated_at": "<an ISO 8601 time>"}.
 
     Raises:
         ValueError: the configuration or the state cannot be used.
@@ -151,9 +151,9 @@ def next_cursor(cursor: "Position", rows: list, started: datetime) -> "Position"
     """Return the cursor to checkpoint after a page: its last row that has settled.
 
     A row has settled if it was updated at least 10 seconds before the sync started. In front of
-    younger rows others may still appear, so the next sync reads those again. While no row has
-    settled, the old cursor stays; without one, it is the start less 10 seconds. The cursor never
-    goes back.
+    younger rows others may still appear, so the next sync reads those again. If no row has
+    settled, the old cursor stays; in a first sync, it is the start less 10 seconds. It never goes
+    back.
     """
     settled = started - SETTLED_AFTER
     last = next((row.position for row in reversed(rows) if row.updated_at <= settled), cursor)
@@ -166,7 +166,7 @@ def next_cursor(cursor: "Position", rows: list, started: datetime) -> "Position"
 
 
 class Position(NamedTuple):
-    """Position in the list: a timestamp and the API's own text for it."""
+    """Position in the list: a timestamp, and the text for it, which is the API's own for rows."""
 
     time: datetime
     text: str
@@ -191,16 +191,16 @@ LIST_START = Position(datetime.min.replace(tzinfo=timezone.utc), "")  # before e
 class RowsRead:
     """What has been read of a list: the last timestamp, and the ids of the rows that have it.
 
-    The list is sorted by timestamp, and ties keep their order. So a row that changes moves to the
-    end, a deleted row leaves, and no row joins in the middle. Whatever stands in front of a row
-    that has been read has therefore been read, too. The rule: a page leaves no gap if it begins
-    with a row that has been read. This holds however many rows have moved or left, and whichever
-    of two pages the API answered first. A page at offset 0 leaves no gap either, as its
-    `updated_since` is never later than the last timestamp.
+    The rule: a page leaves no gap if its first row has been read. The list is sorted by timestamp,
+    and ties keep their order, so rows may leave the middle, for the end or for good, but never
+    join it. Everything in front of a row that has been read has therefore been read, too, or has
+    left. So nothing unread stands in front of such a page, however many rows have left, and even
+    if the page shows an older state of the list than the page before. A page at offset 0 leaves no
+    gap either: its window begins no later than the last timestamp.
 
-    Only rows updated less than 10 seconds before the sync started, or in that minute where
-    timestamps are cut to it, may still join in the middle or change their order: the cursor stays
-    in front of them, and the next sync reads them again.
+    Only rows updated less than 10 seconds before the sync started (or in the same minute, if the
+    API cuts timestamps to minutes) may join in the middle, or change their order. The cursor never
+    passes them, so the next sync reads them again.
     """
 
     def __init__(self):
@@ -237,7 +237,7 @@ class Window:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the next page lies behind all rows read, where only the total promises any."""
+        """Whether the next page begins after all rows read, where only the total promises any."""
         return self.offset > 0 and self.offset >= self.previous.end
 
 
@@ -304,13 +304,14 @@ class Reader:
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
         if page.offset > previous.offset and previous.rows and previous.rows[0].id == rows[0].id:
-            # The offset is ignored, or not followed that deep. Or a row is hidden: of a, b, c
-            # without a, both offset 0 and 1 return b, c. Then both pages reach to the end.
+            # The API ignores the offset, or does not follow it that deep. Or it leaves out a row
+            # that it counts: of a, b, c without a, offsets 0 and 1 both return b, c. That is fine
+            # if both pages reach the end.
             was_rest = previous.offset + self.source.limit >= previous.total
             if not was_rest or page.end > page.total:
                 return False
-        # Rows that have been read come first, but for recent ones (see `RowsRead`). Answers that
-        # overtake each other may show another order, too: the page is then read again.
+        # Rows that have been read come first, but for recent ones (see `RowsRead`). Else the order
+        # of ties is not stable, or the page shows an older state of the list: it is read again.
         recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
@@ -318,15 +319,16 @@ class Reader:
     def _set_back(self, page: "Page"):
         """Read on where it is safe, after a page that does not continue what has been read.
 
-        That is a new window, or else a page further back, and again, until one continues it. From
-        there on pages overlap by twice as many rows, as too many rows share the last timestamp.
+        That is a later window, or else a page further back in this one, and again, until a page
+        continues it. Pages of this window then overlap by twice as many rows.
         """
         window, previous, length = self.window, self.window.previous, self.source.page_length
         if window.is_probe and not page.rows and page.total >= previous.total:
             self._end_before_total()  # no setback: nothing has moved
             return
         self.pages_dropped += 1
-        if not 0 < page.offset <= previous.offset:  # else it still goes back for the last setback
+        is_further_back = 0 < page.offset <= previous.offset  # another step of the same setback
+        if not is_further_back:
             self._setbacks += 1
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
@@ -338,9 +340,11 @@ class Reader:
                 "consecutive rows that it leaves out."
             )
         self.source.send([])  # what is in flight may be older than the move
-        window.offset = max(min(previous.offset, page.offset - length), 0)
-        window.overlap = min(2 * window.overlap, length // 2)
-        self.window = self._later_window() or window
+        if later := self._later_window():
+            self.window = later
+        else:  # more rows share the last timestamp than fit on a page
+            window.offset = max(min(previous.offset, page.offset - length), 0)
+            window.overlap = min(2 * window.overlap, length // 2)
 
     def _later_window(self) -> Window | None:
         """Return a window that begins at the last timestamp read, None if this one began there.
@@ -364,8 +368,9 @@ class Reader:
         if self._young_pages >= MAX_YOUNG_PAGES:
             self.window = None  # it changes faster than it is read: the next sync goes on
         elif more_is_promised and len(page.rows) <= 1:  # one is the overlap alone
-            # If offsets are not followed that deep, a new window brings the rest. Else probe where
-            # the total promises the last rows: it is too large, or the API leaves rows out.
+            # If the API does not follow offsets that deep, a later window brings the rest. If
+            # there is none, probe the last promised page: no row there means that the total is too
+            # large.
             window.offset = max(page.total - source.limit, page.end, 1)
             self.window = self._later_window() or window
         elif more_is_promised or more_is_likely:
@@ -373,8 +378,9 @@ class Reader:
             if window.offset + source.limit > self._max_depth:
                 self.window = self._later_window() or window
         elif self.settings.mark_deleted and may_be_from_ahead:
-            # Read the last page again: requested ahead, it may be older than the one before it. A
-            # row that changed in between is in neither, and must not look deleted.
+            # Requested ahead, this page may show an older state of the list than the page before.
+            # A row that moved from that one to the end in between is on neither, and must not look
+            # deleted: read the last page again.
             window.offset = page.offset
         else:
             self.window = None
@@ -389,14 +395,14 @@ class Reader:
                 self._young_pages += 1
 
     def _after_refusal(self, refusal: Refused):
-        """Read on after the API refused an offset."""
+        """Read on after the API refused an offset: nearer, or in a later window."""
         window, end = self.window, max(self.window.previous.end, 1)
         if window.offset > end:
             window.offset = (window.offset + end) // 2  # nearer, until the API accepts it
         elif window.is_probe:
-            self._end_before_total()  # the API refuses offsets behind its last row
+            self._end_before_total()  # the API refuses offsets after its last row
         elif later := self._later_window():
-            self._max_depth = window.offset  # so that no later page ends behind it
+            self._max_depth = window.offset  # no later page ends after it
             self.window = later
         else:
             raise SyncError(
@@ -431,8 +437,9 @@ class PageRequest(NamedTuple):
 class PageSource:
     """Gets pages in order: requested ahead, again while unavailable, in a size the API accepts.
 
-    Two requests are in flight at first, and one more whenever a page had to be waited for although
-    as many as allowed were in flight, up to `parallel_requests`.
+    It starts with two requests in flight, and allows one more whenever a page has to be waited for
+    although as many as allowed are in flight, up to `parallel_requests`. A slowdown allows one,
+    and one more after each `PAGES_BEFORE_GROWTH` pages.
     """
 
     def __init__(self, client: "Client", tries: int = TRIES):
@@ -446,9 +453,7 @@ class PageSource:
         self._in_flight = {}  # the future of each request
         self._maximum = client.settings.parallel_requests
         self._allowed = min(2, self._maximum)  # requests in flight
-        self._pages_since_slow_down = (
-            PAGES_BEFORE_GROWTH * self._maximum
-        )  # at first as if for long
+        self._calm_pages = PAGES_BEFORE_GROWTH * self._maximum  # since a slowdown; at first: many
 
     def next_page(self, upcoming: list) -> "Page":
         """Return the page of the first upcoming request, while those of others arrive.
@@ -465,7 +470,7 @@ class PageSource:
                 raise SyncError(problem) from None
             log.info(f"The API refused pages of {self.limit} rows: asking for half as many.")
             self._halve_limit()
-            return self.next_page(upcoming[:1])  # the others are places of larger pages
+            return self.next_page(upcoming[:1])  # the other offsets assume larger pages
         is_full = page.end < page.total and len(page.rows) > 1
         if is_full and len(page.rows) != self.page_length:
             self.page_length = len(page.rows)
@@ -507,14 +512,14 @@ class PageSource:
         """Return the page of the first upcoming request. Raises what that request raised."""
         request = upcoming[0]
         if request not in self._in_flight:
-            self._forget_failures()  # this request is sent anew, and so are others that failed
+            self._forget_failures()  # this is a retry: send the others that failed again, too
         self.send(upcoming)
         future = self._in_flight[request]
-        most = min(self._maximum, 1 + self._pages_since_slow_down // PAGES_BEFORE_GROWTH)
+        most = min(self._maximum, 1 + self._calm_pages // PAGES_BEFORE_GROWTH)
         if self._allowed < most and self._allowed <= len(self._in_flight) and not future.done():
             self._allowed += 1
             self.send(upcoming)
-        self._pages_since_slow_down += 1
+        self._calm_pages += 1
         began = monotonic()
         try:
             return future.result(MAX_WAIT)
@@ -549,16 +554,16 @@ class PageSource:
         self.page_length = min(self.page_length, self.limit)
 
     def _slow_down(self):
-        """Allow one request at a time, and one more after each `PAGES_BEFORE_GROWTH` pages."""
         self._allowed = 1
-        self._pages_since_slow_down = 0
+        self._calm_pages = 0
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
-    """Return how long to wait before the next try: as long as the API asks, or a growing time."""
+    """Return how long to wait before the next try: as the API asks, or longer if that failed."""
     asked = attempt.outcome.exception().retry_after
-    is_unhelpful = asked is None or (asked == 0 and attempt.attempt_number > 1)
-    return BACKOFF(attempt) if is_unhelpful else asked
+    if asked is not None and attempt.attempt_number == 1:
+        return asked
+    return max(asked or 0, BACKOFF(attempt))
 
 
 class Workers:
@@ -687,7 +692,7 @@ class Client:
 
 def describe_error(error: Exception, host: str) -> SyncError:
     """Return why no answer came, and what to do. The error itself may quote people's data."""
-    if isinstance(error, requests.TooManyRedirects | ValueError):  # a ValueError: no address
+    if isinstance(error, requests.TooManyRedirects | ValueError):  # ValueError: not a valid URL
         return SyncError(f"base_url leads to no page ({type(error).__name__}): check it")
     if not isinstance(error, requests.RequestException):  # certificates that cannot be read
         return SyncError(f"No request is possible: {error}")
@@ -731,7 +736,7 @@ def http_date(text: str) -> datetime | None:
 
 
 def parse_time(text: object) -> datetime:
-    """Return an ISO 8601 date or time in UTC; without a zone it is taken as UTC.
+    """Parse an ISO 8601 date or time, which is in UTC if it has no zone. Returns it in UTC.
 
     Raises `ValueError` if it is not one.
     """
@@ -803,11 +808,11 @@ class Page(BaseModel, hide_input_in_errors=True):
     rows: Annotated[list[Record], pydantic.WrapValidator(read_rows)] = Field(alias="data")
     # a path: ("meta", "total") is that of {"meta": {"total": 1}}
     total: int = Field(validation_alias=pydantic.AliasPath("total"), strict=True, ge=0)
-    offset: int | None = None  # the API may leave it out, `parse_page` does not
+    offset: int | None = None  # optional in the answer; `parse_page` fills it in
 
     @property
     def end(self) -> int:
-        """The offset of the first row behind the page."""
+        """The offset of the first row after the page."""
         return self.offset + len(self.rows)
 
 
@@ -833,7 +838,7 @@ def parse_page(answer: object, offset: int) -> Page:
 def describe_faults(error: ValidationError) -> list:
     """Return what is wrong with an answer or a configuration.
 
-    Of what came, only the type is named: the value may be personal data, or secret.
+    Of the API's values only the types are named: they may be personal data.
     """
     faults = []
     for fault in error.errors():
@@ -865,9 +870,9 @@ def json_type(value: object) -> str:
 
 
 def setting(read: Callable[[str], Any], allowed: str) -> type:
-    """Return the type of a setting, which is annotated with what is allowed, for the form.
+    """Return the annotated type of a setting; errors and the form say what is `allowed`.
 
-    `read` returns the value of a text, and raises `ValueError` or `KeyError` if there is none.
+    `read` parses the setting's text, and raises `ValueError` or `KeyError` if that is invalid.
     """
 
     def validate(text: str):
@@ -891,7 +896,7 @@ def whole_number(lowest: int, highest: int) -> type:
 
 
 def past_time(text: str) -> Position:
-    """Return the position of a time. Raises `ValueError` if it is none, or in the future."""
+    """Return the position of a time. Raises `ValueError` if it is invalid, or in the future."""
     time = parse_time(text)
     if time > datetime.now(timezone.utc):
         raise ValueError
@@ -899,7 +904,7 @@ def past_time(text: str) -> Position:
 
 
 def check_url(url: str) -> str:
-    """Return an address. Raises `ValueError` that does not show it, as it may have a key in it."""
+    """Return the URL. The `ValueError` if it is invalid does not quote it: it may have a key."""
     try:
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -919,7 +924,7 @@ def check_url(url: str) -> str:
 
 
 def check_key(key: SecretStr) -> SecretStr:
-    """Return a key that a header can carry. Raises `ValueError` if none can."""
+    """Return the key. Raises `ValueError` if a header cannot carry it."""
     if not all("!" <= character <= "~" for character in key.get_secret_value()):
         raise ValueError("must be ASCII without spaces and line breaks")
     return key
@@ -944,12 +949,12 @@ class Settings(BaseModel):
     api_key: Key = Field(SecretStr(""), title="API key")
     """Sent as `Authorization: Bearer`. Leave it empty if the API needs none."""
     page_size: whole_number(1, 10_000) = 100
-    """As many rows as the API returns without getting slow. A size that it refuses is halved."""
+    """Rows per request: as many as the API returns quickly. A size that it refuses is halved."""
     parallel_requests: whole_number(1, 16) = 8
-    """The most requests at a time. How many are sent tunes itself, up to this number."""
+    """The most requests in flight at a time. The actual number tunes itself, up to this one."""
     lookback_seconds: whole_number(0, 31_536_000) = 0
-    """How long before the last cursor a sync begins: for APIs that show changes more than 10
-    seconds late. 1 if `updated_since` leaves out rows of that very second."""
+    """How many seconds before the last cursor a sync begins: for APIs that show changes more than
+    10 seconds late. Set 1 if `updated_since` leaves out rows of exactly that time."""
     mark_deleted: setting({"true": True, "false": False}.__getitem__, "true or false") = False
     """A full sync marks the rows that it does not bring as deleted."""
     start_date: setting(past_time, "an ISO 8601 date or time in the past") = None
@@ -986,7 +991,7 @@ class Settings(BaseModel):
         return bool(self.api_key) and address.scheme == "http" and not is_local
 
     def hide_secrets(self, text: str) -> str:
-        """Return a text of the API without the key and the values in the query of `base_url`."""
+        """Return a text of the API without the key and longer values in the query of base_url."""
         query = [value for _, value in parse_qsl(urlsplit(self.base_url).query) if len(value) > 7]
         values = [v for v in (self.api_key.get_secret_value(), *query) if len(v) > 3]
         forms = {form for v in values for form in (v, quote_plus(v), quote(v, safe=""))}
@@ -1046,7 +1051,7 @@ def with_progress(reader: Reader) -> Iterator[list]:
 
 def duration(seconds: float) -> str:
     """Return a duration as text, such as 1:05:09."""
-    return str(timedelta(seconds=round(min(seconds, 1e9))))  # a total may be absurd
+    return str(timedelta(seconds=round(min(seconds, 1e9))))  # an absurd total would overflow
 
 
 # Setup form
@@ -1103,7 +1108,7 @@ STEPS = (  # labels of the tests
 
 
 def check_api(client: Client) -> Iterator[None]:
-    """Check the API in the steps of `STEPS`; each ends with a `yield`. Raises what is wrong."""
+    """Check the API in the steps of `STEPS`, separated by `yield`. Raises what is wrong."""
     yield  # making the client has checked the settings
     source, first_request = PageSource(client, tries=1), PageRequest(LIST_START, 0)
     with suppress(Refused, Malformed):  # what the next step is about
@@ -1151,7 +1156,7 @@ connector = Connector(update=update, schema=schema, configuration_form=configura
 def load(path: Path) -> object:
     """Return the JSON of a file. Exits with a message if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a signature
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Notepad may write a BOM
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} cannot be read: {error}. Correct it.") from None
 

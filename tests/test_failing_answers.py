@@ -356,3 +356,12 @@ def test_a_retry_after_of_0_does_not_use_up_all_tries_at_once(api, sync, clock):
     sync()
     assert clock.waits[0] == 0
     assert clock.waits[1] > 1
+
+
+def test_a_retry_after_that_was_too_short_is_followed_by_growing_waits(api, sync, clock):
+    """A limit per minute, say, by an API that always asks to wait for a second."""
+    api.add(1)
+    api.answers = dict.fromkeys(range(1, 3), (429, {"Retry-After": "1"}, ""))
+    sync()
+    assert clock.waits[0] == 1
+    assert 2 <= clock.waits[1] <= 3
