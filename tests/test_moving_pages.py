@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import requests
@@ -181,6 +181,35 @@ def test_a_list_that_never_stops_changing_ends_the_sync_after_100_pages_of_chang
     assert {id: row["name"] for id, row in table.items()} == {
         id: user["name"] for id, user in api.users.items()
     }
+
+
+def test_a_list_that_grows_faster_than_it_is_read_ends_the_sync(api, sync):
+    api.add(10)
+    page = api.page
+
+    def grow_and_page(parameters):
+        assert len(api.requests) < 250
+        api.add(8, updated_at=api.now)
+        return page(parameters)
+
+    api.page = grow_and_page
+    sync(page_size="5")
+    assert len(api.requests) > 100
+
+
+@pytest.mark.parametrize("count", [100, 250])
+def test_rows_of_the_first_time_there_is_are_rows_like_others(api, sync, destination, count):
+    """Some APIs write it for rows that were never updated."""
+    api.stamp = lambda time: time.strftime("%Y-%m-%dT%H:%M:%SZ").rjust(20, "0")
+    first_time = datetime(1, 1, 1, tzinfo=timezone.utc)
+    api.add(count, updated_at=first_time)
+    api.add(200)
+    api.answers = {3: (404, {}, "gone")}
+    with pytest.raises(SyncError, match="HTTP 404"):
+        sync()
+    assert destination.all("checkpoint")[0] == {"last_updated_at": "0001-01-01T00:00:00Z"}
+    api.answers = {}
+    assert set(sync().table) == set(api.users)
 
 
 # Windows
@@ -367,6 +396,20 @@ def test_pages_that_become_smaller_overlap_by_half_of_one_at_most(api, sync):
     assert len(api.requests) < 180
 
 
+def test_pages_that_become_smaller_are_full_all_the_same_where_the_total_is_capped(api, sync):
+    api.add(300)
+    api.total_cap = 25
+    page = api.page
+
+    def slow_page(parameters):
+        if int(parameters["limit"]) > 25:
+            raise requests.ReadTimeout
+        return page(parameters)
+
+    api.page = slow_page
+    assert set(sync(page_size="50").table) == set(api.users)
+
+
 @pytest.mark.parametrize("parallel", ["1", "16"])
 def test_pages_of_changing_length_take_hardly_more_requests_however_many_are_in_flight(
     api, sync, parallel
@@ -393,6 +436,24 @@ def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_he
         sync()
     assert len(api.requests) < 60
     assert set(sync({}, page_size="400").table) >= set(api.users) - api.hidden
+
+
+def test_users_hidden_in_a_long_run_are_an_error_also_where_the_last_promised_page_is_refused(
+    api, sync
+):
+    api.add(3000)
+    api.hidden = {str(number) for number in range(300, 400)}
+    api.offset_max = 1500
+    with pytest.raises(SyncError, match="consecutive rows that it leaves out"):
+        sync()
+    assert len(api.requests) < 60
+
+
+def test_nothing_is_requested_ahead_where_no_rows_are_known_to_be(api, sync):
+    api.add(1)
+    api.total_excess, api.offset_max = 100_000, 100
+    assert set(sync(parallel_requests="16").table) == set(api.users)
+    assert len(api.requests) < 20
 
 
 @pytest.mark.parametrize(

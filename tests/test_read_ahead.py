@@ -12,7 +12,7 @@ import pytest
 import connector
 import http_server
 from connector import SyncError
-from memory_api import EPOCH, ID, UPDATED_AT, MemoryApi
+from memory_api import EPOCH, ID, UPDATED_AT, URL, MemoryApi, envelope, timestamp
 
 PARALLEL = [1, 2, 4, 16]
 
@@ -174,29 +174,63 @@ def test_no_page_is_refused_time_and_again_by_an_api_with_a_narrow_rate_limit(
     assert len(sync(page_size="5", parallel_requests=str(parallel)).table) == 600
 
 
-def test_after_a_429_without_a_retry_after_pages_are_requested_one_at_a_time(api, sync, clock):
-    api.add(95)
-    api.answers = {6: (429, {}, "")}
-    meeting, at_a_time, there = threading.Condition(), [], set()
-    answer = api.answer
+class FakeClient:
+    """Answers at once: with the next of its faults, if there are any, else with a page.
 
-    def answer_in_company(request):
-        """Give other requests the time to come, too, and note how many are there then."""
-        with meeting:
-            there.add(request)
-            meeting.notify_all()
-            meeting.wait_for(lambda: len(there) > 1, timeout=0.05)
-            at_a_time.append((len(clock.waits), len(there)))
-        response = answer(request)
-        with meeting:
-            there.remove(request)
-        return response
+    The page has 5 rows, fewer than asked for, as of an API that never returns more.
+    """
 
-    api.answer = answer_in_company
-    sync(page_size="5", parallel_requests="4")
-    assert (0, 2) in at_a_time
-    after = [count for waits, count in at_a_time if waits]
-    assert set(after[4:16]) == {1}  # the first ones may have been on their way before
+    settings = connector.validate_configuration({"base_url": URL, "page_size": "10"})
+    started = EPOCH
+
+    def __init__(self, *faults):
+        self.faults = list(faults)
+        self.asked = []  # the offsets of all requests
+
+    def send(self, request, limit) -> Future:
+        self.asked.append(request.offset)
+        future = Future()
+        rows = [{ID: number, UPDATED_AT: timestamp(EPOCH)} for number in range(5)]
+        page = connector.parse_page(envelope(rows, 1000, request.offset), request.offset)
+        if self.faults:
+            future.set_exception(self.faults.pop(0))
+        else:
+            future.set_result(page)
+        return future
+
+
+@pytest.mark.parametrize(
+    ("faults", "asked"),
+    [
+        ([], [0, 9, 18]),
+        ([connector.Unavailable("HTTP 500")], [0, 0, 9, 18]),
+        ([connector.Unavailable("HTTP 429", is_throttled=True)], [0, 0, 9]),
+        ([connector.Unavailable("slow", is_timeout=True)], [0, 0, 9, 18]),
+        ([connector.Unavailable("slow", is_timeout=True)] * 2, [0, 0, 0, 9]),
+    ],
+    ids=str,
+)
+def test_after_a_429_or_a_second_timeout_pages_are_requested_one_at_a_time(
+    clock, monkeypatch, faults, asked
+):
+    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
+    client = FakeClient(*faults)
+    source = connector.PageSource(client)
+    upcoming = [connector.PageRequest(connector.LIST_START, offset) for offset in (0, 9, 18, 27)]
+    source.next_page(upcoming)
+    source.send(upcoming[1:])
+    assert client.asked == asked
+
+
+def test_after_a_page_size_that_is_refused_the_offsets_of_that_size_are_not_asked_for(
+    monkeypatch,
+):
+    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
+    client = FakeClient(connector.Refused("HTTP 400"))
+    source = connector.PageSource(client)
+    source.next_page([connector.PageRequest(connector.LIST_START, offset) for offset in (0, 9)])
+    assert client.asked == [0, 0]
+    assert source.limit == 5
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
@@ -215,6 +249,18 @@ def test_an_api_that_takes_one_request_in_250_seconds_is_read_to_its_end(
 
     api.answer = limited
     assert len(sync(parallel_requests=str(parallel)).table) == 600
+
+
+def test_pages_in_flight_that_failed_together_are_waited_for_once(api, sync, clock):
+    api.add(300)
+    answer = api.answer
+    api.answer = lambda request: (
+        (503, {"Retry-After": "10"}, "")
+        if len(api.requests) > 0 and clock.now < 10
+        else answer(request)
+    )
+    sync(parallel_requests="4")
+    assert clock.waits == [10]
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)

@@ -79,6 +79,7 @@ def test_an_api_as_the_readme_asks_for_passes(api, verdict):
         *("0", "0", "99", "0"),
     ]
     assert "updated_since" in api.requests[-1]
+    assert [request["limit"] for request in api.requests[-4:]] == ["100", "100", "10", "10"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 10, 11])
@@ -149,6 +150,13 @@ def test_an_answer_that_is_no_page_fails_the_third_test_without_a_retry(
     asked = [request["limit"] for request in api.requests]
     smaller = ["50", "25", "12", "6", "3", "2"] if answer[0] == 400 else []
     assert asked == ["100", "100", "100", *smaller]
+
+
+def test_a_page_that_fails_is_not_requested_again(api, verdict):
+    api.add(50)
+    api.answers = {3: (503, {}, "")}
+    assert "HTTP 503" in verdict("test_3")
+    assert len(api.requests) == 3
 
 
 def test_unusable_settings_fail_without_a_request(api, verdict):

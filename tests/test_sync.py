@@ -143,6 +143,14 @@ def test_json_is_read_as_utf_8_whatever_type_the_api_says_it_has(api, sync, cont
     assert sync().table["1"]["name"] == "Zo\u00eb"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
+def test_json_in_another_unicode_encoding_is_read(api, sync, encoding):
+    user = {ID: "1", "name": "Zo\u00eb", UPDATED_AT: "2024-01-15T10:30:00Z"}
+    body = json.dumps(envelope([user], 1), ensure_ascii=False).encode(encoding)
+    api.answers = {1: (200, {}, body)}
+    assert sync().table["1"]["name"] == "Zo\u00eb"
+
+
 def test_half_an_emoji_which_is_no_utf_8_is_replaced(api, sync):
     user = {ID: "1", "name": "Jo \ud83d\ude00 \ud83d", UPDATED_AT: "2024-01-15"}
     body = json.dumps(envelope([user], 1))
