@@ -449,6 +449,22 @@ def test_users_hidden_in_a_long_run_are_an_error_also_where_the_last_promised_pa
     assert len(api.requests) < 60
 
 
+def test_users_hidden_in_a_long_run_are_an_error_also_where_the_list_shrinks_meanwhile(api, sync):
+    api.add(400, updated_at=EPOCH)
+    api.hidden = {str(number) for number in range(120, 260)}
+    page = api.page
+
+    def shrink_and_page(parameters):
+        if parameters["offset"] == "300" and len(api.users) == 400:
+            api.delete(*(str(number) for number in range(301, 401)))
+        return page(parameters)
+
+    api.page = shrink_and_page
+    with pytest.raises(SyncError, match="consecutive rows that it leaves out"):
+        sync()
+    assert len(api.users) == 300
+
+
 def test_nothing_is_requested_ahead_where_no_rows_are_known_to_be(api, sync):
     api.add(1)
     api.total_excess, api.offset_max = 100_000, 100
