@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import partial
 from inspect import signature
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -42,6 +42,7 @@ COARSEST_TIMESTAMP = timedelta(minutes=1)  # to which APIs cut `updatedAt`
 WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more
 MAX_SETBACKS = 5  # dropped pages without a new row in between (see `Reader._set_back`)
 MAX_YOUNG_PAGES = 100  # pages of rows updated during the sync, after which it ends
+MAX_TIES = 10_000  # rows of one timestamp, in a list that then ends far before its total
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
 TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
@@ -111,9 +112,11 @@ def update(configuration: dict, state: dict):
         op.warning("api_key is sent unencrypted: use https in base_url if the API offers it.")
     try:
         with closing(Client(settings)) as client:
+            pages = with_progress(Reader(client, cursor))
+            first = list(islice(pages, 1))  # fails before any row is marked
             if settings.mark_deleted and not state:
                 mark_all_deleted()
-            for rows in with_progress(Reader(client, cursor)):
+            for rows in chain(first, pages):
                 for row in rows:
                     op.upsert(TABLE, row.record)
                 cursor = next_cursor(cursor, rows, client.started)
@@ -238,7 +241,7 @@ class Window:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the next page begins after all rows read, where only the total promises any."""
+        """Whether the next page only checks the total: it begins after all rows read so far."""
         return self.offset > 0 and self.offset >= self.previous.end
 
 
@@ -294,7 +297,7 @@ class Reader:
         step = max(self.source.page_length - window.overlap, 1)
         end = window.previous.total - window.overlap  # pages from there on bring nothing new
         deepest = self._max_depth - limit
-        if window.offset <= deepest:  # else rows that share one timestamp led beyond it
+        if window.offset <= deepest:  # else one timestamp fills the window, and has no such limit
             end = min(end, deepest + 1)
         if window.is_probe:
             end = 0  # nothing is known to follow
@@ -307,15 +310,15 @@ class Reader:
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
         if page.offset > previous.offset and previous.rows and previous.rows[0].id == rows[0].id:
-            # The API ignores the offset, or does not follow it that deep. Or it leaves out a row
-            # that it counts: of a, b, c without a, offsets 0 and 1 both return b, c. That is fine
-            # if both pages reach the end.
+            # The API ignores the offset, or does not follow it that deep. One case is harmless: of
+            # a, b, c it counts a, but leaves it out: offsets 0 and 1 both return b, c. Then the
+            # previous request reached the end of the list, and this page does not go beyond it.
             was_rest = previous.offset + self.source.limit >= previous.total
             if not was_rest or page.end > page.total:
                 return False
         # Rows that have been read come first, but for recent ones (see `RowsRead`). Else the order
         # of ties is not stable, or the page shows an older state of the list: it is read again.
-        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
+        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP  # may be cut to it
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
@@ -365,7 +368,8 @@ class Reader:
         window, source = self.window, self.source
         may_be_from_ahead = page.offset > window.previous.offset
         more_is_promised = page.end < page.total
-        more_is_likely = len(page.rows) >= source.page_length or (new and page.end > page.total)
+        has_outgrown_total = new and page.end > page.total  # so the total says nothing
+        more_is_likely = has_outgrown_total or len(page.rows) >= source.page_length
         window.previous = page
         window.overlap = min(window.overlap, source.page_length // 2)  # pages may be shorter now
         if self._young_pages >= MAX_YOUNG_PAGES:
@@ -394,6 +398,7 @@ class Reader:
         self._promised = self._promised or page.total
         if new:
             self._setbacks = 0
+            # only after the promised rows, as some APIs write local times, hours in the future
             if self.rows_read >= self._promised and new[-1].updated_at >= self._client.started:
                 self._young_pages += 1
 
@@ -405,14 +410,10 @@ class Reader:
         elif window.is_probe:
             self._end_before_total()  # the API refuses offsets after its last row
         elif later := self._later_window():
-            self._max_depth = window.offset  # no later page ends after it
+            self._max_depth = window.offset  # up to about which the API has answered
             self.window = later
         else:
-            raise SyncError(
-                f"More rows share {UPDATED_AT} {self._read.last.text} than the API lets be paged "
-                "through. Set page_size above their number, or have larger offsets accepted. "
-                f"{refusal}"
-            )
+            self._fail_for_ties(refusal)
 
     def _end_before_total(self):
         """Accept that the list has ended, as there is no row where its total promised the last."""
@@ -420,11 +421,18 @@ class Reader:
         total, end = window.previous.total, window.previous.end
         if not self.rows_read and self.since == LIST_START:
             raise SyncError(f"The API promises {total} rows, but returns none.")
-        if total - end > self.source.page_length:
-            log.warning(
-                f"The API promises {total} rows, but returns none from offset {end} on. Its total "
-                "is too large, or it leaves rows out."
-            )
+        if total - end > self.source.page_length:  # else some were deleted, or are left out
+            problem = f"The API promises {total} rows, but returns none from offset {end} on."
+            if end >= MAX_TIES:
+                self._fail_for_ties(problem)
+            log.warning(f"{problem} Its total is too large, or it leaves rows out.")
+
+    def _fail_for_ties(self, problem: object):
+        raise SyncError(
+            f"More rows share {UPDATED_AT} {self._read.last.text} than the API lets be paged "
+            "through. Set page_size above their number, or have larger offsets accepted. "
+            f"{problem}"
+        )
 
 
 # Requesting pages
@@ -764,7 +772,7 @@ read_datetime = pydantic.TypeAdapter(datetime).validator.validate_python
 Time = Annotated[datetime, pydantic.PlainValidator(parse_time)]
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 Json = Annotated[Any, pydantic.AfterValidator(partial(json.dumps, ensure_ascii=False))]
-# What is not text becomes JSON: the SDK would store it in a STRING column as Python writes it.
+# What is neither text nor null becomes JSON: the SDK would store it as Python writes it.
 Text = Annotated[str | Json | None, Field(union_mode="left_to_right")]
 
 # Fields by the API's names: how a value is read, and the SDK's type of its column. Other fields

@@ -40,6 +40,22 @@ def test_without_the_setting_nobody_is_marked(api, tmp_path):
     assert sdk.deleted(tmp_path) == set()
 
 
+def test_a_full_sync_that_gets_no_page_marks_nobody(api, sync, destination):
+    api.add(3)
+    api.answers = {1: (401, {}, "")}
+    with pytest.raises(connector.SyncError, match="HTTP 401"):
+        sync(mark_deleted="true")
+    assert destination.operations == []
+
+
+def test_a_full_sync_of_an_empty_list_marks_everybody(api, tmp_path):
+    api.add(3)
+    sdk.run(connector.connector, tmp_path, CONFIGURATION)
+    api.delete("1", "2", "3")
+    full_sync(tmp_path)
+    assert sdk.deleted(tmp_path) == {"1", "2", "3"}
+
+
 def test_users_deleted_during_a_full_sync_mark_nobody_else(api, tmp_path):
     api.add(100)
     sdk.run(connector.connector, tmp_path, CONFIGURATION)

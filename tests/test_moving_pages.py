@@ -259,6 +259,16 @@ def test_more_ties_than_an_api_lets_be_paged_through_are_an_error_that_says_so(a
         sync()
 
 
+def test_more_ties_than_an_api_follows_offsets_through_without_a_word_are_an_error(api, sync):
+    api.add(15_000, updated_at=EPOCH)
+    api.depth = 10_000
+    with pytest.raises(
+        SyncError,
+        match=r"More rows share .*promises 15000 rows, but returns none from offset 10000",
+    ):
+        sync(page_size="1000")
+
+
 def test_a_total_that_never_says_more_than_1000_is_no_end(api, sync):
     api.add(3210)
     api.total_cap = 1000
