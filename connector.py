@@ -316,9 +316,10 @@ class Reader:
             was_rest = previous.offset + self.source.limit >= previous.total
             if not was_rest or page.end > page.total:
                 return False
-        # Rows that have been read come first, but for recent ones (see `RowsRead`). Else the order
-        # of ties is not stable, or the page shows an older state of the list: it is read again.
-        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP  # may be cut to it
+        # Rows that have been read come first, but for recent ones (see `RowsRead`), whose
+        # timestamps may be cut to the minute. Else the order of ties is not stable, or the page
+        # shows an older state of the list: it is read again.
+        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
@@ -368,7 +369,7 @@ class Reader:
         window, source = self.window, self.source
         may_be_from_ahead = page.offset > window.previous.offset
         more_is_promised = page.end < page.total
-        has_outgrown_total = new and page.end > page.total  # so the total says nothing
+        has_outgrown_total = new and page.end > page.total  # so that tells nothing
         more_is_likely = has_outgrown_total or len(page.rows) >= source.page_length
         window.previous = page
         window.overlap = min(window.overlap, source.page_length // 2)  # pages may be shorter now
@@ -376,8 +377,7 @@ class Reader:
             self.window = None  # it changes faster than it is read: the next sync goes on
         elif more_is_promised and len(page.rows) <= 1:  # one is the overlap alone
             # If the API does not follow offsets that deep, a later window brings the rest. If
-            # there is none, probe the last promised page: no row there means that the total is too
-            # large.
+            # there is none, probe the last promised page: none there means a wrong total.
             window.offset = max(page.total - source.limit, page.end, 1)
             self.window = self._later_window() or window
         elif more_is_promised or more_is_likely:
@@ -525,7 +525,7 @@ class PageSource:
         """Return the page of the first upcoming request. Raises what that request raised."""
         request = upcoming[0]
         if request not in self._in_flight:
-            # this is a retry: send the others that failed again, too
+            # on a retry, the others that failed are sent again, too
             self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
         self.send(upcoming)
         future = self._in_flight[request]
