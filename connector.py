@@ -861,7 +861,7 @@ def describe_faults(error: ValidationError) -> list:
             problem = fault["ctx"]["error"]
         elif kind == "missing":
             names = [name for name in came if re.fullmatch(r"\w{1,40}", name)][:20]  # no e-mails
-            problem = f"is missing; there is {', '.join(names) or 'nothing'}"
+            problem = f"is missing; there is {', '.join(names)}" if names else "is missing"
         elif kind == "extra_forbidden":
             known = list(Settings.model_fields)
             nearest = get_close_matches(path, known, n=1) or known
@@ -961,7 +961,7 @@ class Settings(BaseModel):
     base_url: Url = Field(title="Base URL", examples=["https://api.example.com/list"])
     """The address that lists the rows, without the parameters added to it."""
     api_key: Key = Field(SecretStr(""), title="API key")
-    """Sent as `Authorization: Bearer`. Leave it empty if the API needs none."""
+    """Sent in the header of each request. Leave it empty if the API needs none."""
     page_size: whole_number(1, 10_000) = 100
     """Rows per request: as many as the API returns quickly. A size that it refuses is halved."""
     parallel_requests: whole_number(1, 16) = 8
