@@ -113,7 +113,7 @@ def update(configuration: dict, state: dict):
     try:
         with closing(Client(settings)) as client:
             pages = with_progress(Reader(client, cursor))
-            first = list(islice(pages, 1))  # fails before any row is marked
+            first = list(islice(pages, 1))  # raises before any row is marked, if there is none
             if settings.mark_deleted and not state:
                 mark_all_deleted()
             for rows in chain(first, pages):
