@@ -40,13 +40,13 @@ TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's nam
 SETTLED_AFTER = timedelta(seconds=10)  # in front of younger rows, others may still appear
 COARSEST_TIMESTAMP = timedelta(minutes=1)  # to which APIs cut `updatedAt`
 WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more
-MAX_SETBACKS = 5  # dropped pages without a new row in between (see `Reader._set_back`)
+MAX_SETBACKS = 5  # without a new row in between (see `Reader`)
 MAX_YOUNG_PAGES = 100  # pages of rows updated during the sync, after which it ends
-MAX_TIES = 10_000  # rows of one timestamp, in a list that then ends far before its total
+MAX_TIES = 10_000  # rows of one timestamp; a list that ends after so many is taken to be cut
 
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; READ_TIMEOUT is for each read from the socket
 TRIES, FIRST_TRIES = 6, 3  # requests for one page; for the very first one
-MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and between all tries of a page
+MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and for all tries of a page
 BACKOFF = tenacity.wait_exponential_jitter()  # where the API does not say how long
 PAGES_BEFORE_GROWTH = 20  # after a slowdown, before one more request at a time is allowed
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
@@ -113,7 +113,7 @@ def update(configuration: dict, state: dict):
     try:
         with closing(Client(settings)) as client:
             pages = with_progress(Reader(client, cursor))
-            first = list(islice(pages, 1))  # raises before any row is marked, if there is none
+            first = list(islice(pages, 1))  # if this raises, no row has been marked
             if settings.mark_deleted and not state:
                 mark_all_deleted()
             for rows in chain(first, pages):
@@ -156,8 +156,8 @@ def next_cursor(cursor: "Position", rows: list, started: datetime) -> "Position"
 
     A row has settled if it was updated at least 10 seconds before the sync started. In front of
     younger rows others may still appear, so the next sync reads those again. If no row has
-    settled, the old cursor stays; in a first sync, it is the start less 10 seconds. It never goes
-    back.
+    settled, the old cursor stays; in a first sync, where no older rows exist then, the cursor is
+    the start less 10 seconds. It never goes back.
     """
     settled = started - SETTLED_AFTER
     last = next((row.position for row in reversed(rows) if row.updated_at <= settled), None)
@@ -200,7 +200,7 @@ class RowsRead:
     join it. Everything in front of a row that has been read has therefore been read, too, or has
     left. So nothing unread stands in front of such a page, however many rows have left, and even
     if the page shows an older state of the list than the page before. A page at offset 0 leaves no
-    gap either: its window begins no later than the last timestamp.
+    gap either: `updated_since` is never later than the last timestamp.
 
     Only rows updated less than 10 seconds before the sync started (or in the same minute, if the
     API cuts timestamps to minutes) may join in the middle, or change their order. The cursor never
@@ -212,7 +212,10 @@ class RowsRead:
         self.ids = set()
 
     def __contains__(self, row: "Row") -> bool:
-        """Return whether a row is older than the last timestamp, or one of those read with it."""
+        """Return whether a row is one of those read with the last timestamp, or older.
+
+        By the rule, all older rows have been read.
+        """
         if row.updated_at == self.last.time:
             return row.id in self.ids
         return row.updated_at < self.last.time
@@ -225,12 +228,15 @@ class RowsRead:
 
 
 class Window:
-    """Where reading stands in the rows updated since a position, read at growing offsets."""
+    """Where reading stands in the rows updated since a position, read at growing offsets.
 
-    def __init__(self, since: Position, promised: int):
+    `expected` is how many rows that may be; the total of its first page tells.
+    """
+
+    def __init__(self, since: Position, expected: int):
         self.since = since
         # the last page that continued the list; at first an empty one
-        self.previous = Page.model_construct(rows=[], total=promised, offset=0)
+        self.previous = Page.model_construct(rows=[], total=expected, offset=0)
         self.offset = 0  # of the next page
         self.overlap = 1  # rows that the next page shares with the previous one
 
@@ -241,7 +247,7 @@ class Window:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the next page only checks the total: it begins after all rows read so far."""
+        """Whether the next page is a probe (see `Reader`): it begins after all that was read."""
         return self.offset > 0 and self.offset >= self.previous.end
 
 
@@ -249,9 +255,14 @@ class Reader:
     """Reads all rows updated since a cursor, page after page, without a gap (see `RowsRead`).
 
     Each page overlaps the previous one by a row, so that it begins with a row that has been read.
-    If it does not, the list has moved: the page is dropped, and reading goes on in a new window,
-    which begins at the last timestamp read. If the present window began there already, it goes on
-    further back in this one.
+    If it does not, the list has moved. That is a setback: the page is dropped, and reading goes on
+    in a later window, which begins at the last timestamp read. If the present window began there
+    already, reading goes back in this one, page by page, until a page begins with a row that has
+    been read, at the latest at offset 0.
+
+    A page may bring nothing although its total promises more rows, and there is no later window
+    to read them in. Then a probe requests the last promised page. If that is empty, or refused,
+    the total is too large, and the list has ended.
     """
 
     def __init__(self, client: "Client", cursor: Position):
@@ -260,11 +271,13 @@ class Reader:
             self.since = self.settings.start_date or LIST_START
         else:
             self.since = cursor.earlier(self.settings.lookback_seconds)
-        self.window: Window | None = Window(self.since, promised=0)  # None: at the end
+        self.window: Window | None = Window(self.since, expected=0)  # None: at the end
         self.rows_read = self.pages_dropped = 0
         self._client = client
         self._read = RowsRead()
-        self._max_depth = WINDOW_ROWS  # of offset plus limit, but for rows that share a timestamp
+        # The largest offset plus limit. Behind it, reading moves to a later window; where there is
+        # none, as one timestamp fills this one, it goes on in this one all the same.
+        self._max_depth = WINDOW_ROWS
         self._promised = 0  # rows, by the total of the first page
         self._setbacks = self._young_pages = 0
 
@@ -278,6 +291,9 @@ class Reader:
                 page = self.source.next_page(self._upcoming())
             except Refused as refusal:
                 self._after_refusal(refusal)
+                continue
+            if self.window.is_probe and not page.rows and page.total >= self.window.previous.total:
+                self._end_before_total()
                 continue
             if not self._continues(page):
                 self._set_back(page)
@@ -293,11 +309,11 @@ class Reader:
 
     def _upcoming(self) -> list:
         """Return the requests that follow, as far as the total tells, the next page's first."""
-        window, limit = self.window, self.source.limit
+        window = self.window
         step = max(self.source.page_length - window.overlap, 1)
         end = window.previous.total - window.overlap  # pages from there on bring nothing new
-        deepest = self._max_depth - limit
-        if window.offset <= deepest:  # else one timestamp fills the window, and has no such limit
+        deepest = max(self._max_depth - self.source.limit, 0)
+        if window.offset <= deepest:  # else there is no later window to move to
             end = min(end, deepest + 1)
         if window.is_probe:
             end = 0  # nothing is known to follow
@@ -310,31 +326,28 @@ class Reader:
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
         if page.offset > previous.offset and previous.rows and previous.rows[0].id == rows[0].id:
-            # The API ignores the offset, or does not follow it that deep. One case is harmless: of
-            # a, b, c it counts a, but leaves it out: offsets 0 and 1 both return b, c. Then the
-            # previous request reached the end of the list, and this page does not go beyond it.
-            was_rest = previous.offset + self.source.limit >= previous.total
-            if not was_rest or page.end > page.total:
+            # The API ignores the offset, or does not follow it that deep, unless both requests ask
+            # for all that is left: of rows a, b, c, an API that counts a, but must not show it,
+            # returns b, c at the offsets 0 and 1.
+            previous_asks_for_all = previous.offset + self.source.limit >= previous.total
+            if not previous_asks_for_all or page.end > page.total:
                 return False
-        # Rows that have been read come first, but for recent ones (see `RowsRead`), whose
-        # timestamps may be cut to the minute. Else the order of ties is not stable, or the page
-        # shows an older state of the list: it is read again.
+        # Check what the rule assumes: rows that have been read stand in front of unread ones, but
+        # for recent ones. Else ties have no stable order, or the page is too old to show one.
         recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
     def _set_back(self, page: "Page"):
-        """Read on where it is safe, after a page that does not continue what has been read.
+        """Read on after a page that does not continue what has been read, as `Reader` says.
 
-        That is a later window, or else a page further back in this one, and again, until a page
-        continues it. Pages of this window then overlap by twice as many rows.
+        The pages of a window in which reading goes back overlap by twice as many rows from then
+        on, so that it happens less often.
         """
         window, previous, length = self.window, self.window.previous, self.source.page_length
-        if window.is_probe and not page.rows and page.total >= previous.total:
-            self._end_before_total()  # no setback: nothing has moved
-            return
         self.pages_dropped += 1
-        is_further_back = 0 < page.offset <= previous.offset  # another step of the same setback
+        # after a step back: this one belongs to the same setback
+        is_further_back = 0 < page.offset <= previous.offset
         if not is_further_back:
             self._setbacks += 1
         if self._setbacks > MAX_SETBACKS:
@@ -362,22 +375,22 @@ class Reader:
         since = self._read.last.earlier(min(self.settings.lookback_seconds, 1))
         if since.time <= self.window.since.time:
             return None
-        return Window(since, self.window.remaining)  # until its first page tells how many
+        return Window(since, self.window.remaining)
 
     def _plan(self, page: "Page", new: list):
         """Decide where to read on after a page that continues the list, or that it has ended."""
         window, source = self.window, self.source
         may_be_from_ahead = page.offset > window.previous.offset
         more_is_promised = page.end < page.total
-        has_outgrown_total = new and page.end > page.total  # so that tells nothing
+        has_outgrown_total = new and page.end > page.total  # a total that is too small
         more_is_likely = has_outgrown_total or len(page.rows) >= source.page_length
         window.previous = page
         window.overlap = min(window.overlap, source.page_length // 2)  # pages may be shorter now
         if self._young_pages >= MAX_YOUNG_PAGES:
             self.window = None  # it changes faster than it is read: the next sync goes on
         elif more_is_promised and len(page.rows) <= 1:  # one is the overlap alone
-            # If the API does not follow offsets that deep, a later window brings the rest. If
-            # there is none, probe the last promised page: none there means a wrong total.
+            # The API does not follow offsets that deep: a later window brings the rest. If there
+            # is none, the total may be wrong: a probe tells.
             window.offset = max(page.total - source.limit, page.end, 1)
             self.window = self._later_window() or window
         elif more_is_promised or more_is_likely:
@@ -385,9 +398,9 @@ class Reader:
             if window.offset + source.limit > self._max_depth:
                 self.window = self._later_window() or window
         elif self.settings.mark_deleted and may_be_from_ahead:
-            # Requested ahead, this page may show an older state of the list than the page before.
-            # A row that moved from that one to the end in between is on neither, and must not look
-            # deleted: read the last page again.
+            # Requested ahead, this last page may show an older state of the list than the page
+            # before. A row that left the page before in between, for the end, is on neither, and
+            # must not look deleted: read the last page again.
             window.offset = page.offset
         else:
             self.window = None
@@ -410,7 +423,7 @@ class Reader:
         elif window.is_probe:
             self._end_before_total()  # the API refuses offsets after its last row
         elif later := self._later_window():
-            self._max_depth = window.offset  # up to about which the API has answered
+            self._max_depth = window.offset  # the API answers up to about here
             self.window = later
         else:
             self._fail_for_ties(refusal)
@@ -423,7 +436,7 @@ class Reader:
             raise SyncError(f"The API promises {total} rows, but returns none.")
         if total - end > self.source.page_length:  # else some were deleted, or are left out
             problem = f"The API promises {total} rows, but returns none from offset {end} on."
-            if end >= MAX_TIES:
+            if end >= MAX_TIES:  # all of one timestamp, or there would be a later window
                 self._fail_for_ties(problem)
             log.warning(f"{problem} Its total is too large, or it leaves rows out.")
 
@@ -448,9 +461,10 @@ class PageRequest(NamedTuple):
 class PageSource:
     """Gets pages in order: requested ahead, again while unavailable, in a size the API accepts.
 
-    It starts with two requests in flight, and allows one more whenever a page has to be waited for
-    although as many as allowed are in flight, up to `parallel_requests`. A slowdown allows one,
-    and one more after each `PAGES_BEFORE_GROWTH` pages.
+    It allows two requests in flight at first, and one more whenever a page has to be waited for
+    although as many as allowed are in flight, up to `parallel_requests`. A slowdown (the API asks
+    to wait, pages time out, or have changed their length) reduces that to one request, and for
+    each further one, `PAGES_BEFORE_GROWTH` pages have to come.
     """
 
     def __init__(self, client: "Client", tries: int = TRIES):
@@ -460,11 +474,12 @@ class PageSource:
         self.waited = 0.0  # seconds in which there was nothing to do but wait for a page
         self._client = client
         self._tries = tries  # for each page
-        self._timeouts = 0  # of the present page
+        self._timeouts = 0  # of the current page
         self._in_flight = {}  # the future of each request
         self._maximum = client.settings.parallel_requests
         self._allowed = min(2, self._maximum)  # requests in flight
-        self._calm_pages = PAGES_BEFORE_GROWTH * self._maximum  # since a slowdown; at first: many
+        # at first as many as the maximum takes: no slowdown yet
+        self._pages_since_slowdown = PAGES_BEFORE_GROWTH * self._maximum
 
     def next_page(self, upcoming: list) -> "Page":
         """Return the page of the first upcoming request, while those of others arrive.
@@ -482,6 +497,7 @@ class PageSource:
             log.info(f"The API refused pages of {self.limit} rows: asking for half as many.")
             self._halve_limit()
             return self.next_page(upcoming[:1])  # the other offsets assume larger pages
+        self._pages_since_slowdown += 1
         is_full = page.end < page.total and len(page.rows) > 1
         if is_full and len(page.rows) != self.page_length:
             self.page_length = len(page.rows)
@@ -502,7 +518,8 @@ class PageSource:
     def _retry(self, upcoming: list) -> "Page":
         """Return the page of the first upcoming request, sent again while it is unavailable."""
         self._timeouts = 0
-        tries = self._tries if self._client.started else min(self._tries, FIRST_TRIES)
+        has_answered = self._client.started is not None
+        tries = self._tries if has_answered else min(self._tries, FIRST_TRIES)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             wait=seconds_to_wait,
@@ -525,15 +542,14 @@ class PageSource:
         """Return the page of the first upcoming request. Raises what that request raised."""
         request = upcoming[0]
         if request not in self._in_flight:
-            # on a retry, the others that failed are sent again, too
+            # it has failed, or is the first one: send the others that have failed again, too
             self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
         self.send(upcoming)
         future = self._in_flight[request]
-        most = min(self._maximum, 1 + self._calm_pages // PAGES_BEFORE_GROWTH)
+        most = min(self._maximum, 1 + self._pages_since_slowdown // PAGES_BEFORE_GROWTH)
         if self._allowed < most and self._allowed <= len(self._in_flight) and not future.done():
             self._allowed += 1
             self.send(upcoming)
-        self._calm_pages += 1
         began = monotonic()
         try:
             return future.result(MAX_WAIT)
@@ -564,7 +580,7 @@ class PageSource:
 
     def _slow_down(self):
         self._allowed = 1
-        self._calm_pages = 0
+        self._pages_since_slowdown = 0
 
 
 def has_failed(future: Future) -> bool:
@@ -664,7 +680,7 @@ class Client:
             raise self._describe_status(response, request.offset)
         page = parse_page(self._read_json(response), request.offset)
         if self.started is None:  # then no other request is in flight
-            # no later than when the request was sent, as the page may be older than its Date
+            # less the time it took: the page may show the list as of when the request was sent
             date = http_date(response.headers.get("Date", ""))
             self.started = date - response.elapsed if date else sent
         return page
@@ -692,7 +708,7 @@ class Client:
         try:
             try:
                 return from_json(body)
-            except ValueError:  # perhaps a lone surrogate, or bytes that are not UTF-8
+            except ValueError:  # perhaps a lone surrogate, or bytes that are not UTF-8: as "?"
                 answer = json.loads(body.decode(json.detect_encoding(body), "replace"))
                 text = json.dumps(answer, ensure_ascii=False)
                 return json.loads(text.encode("utf-8", "replace"))
@@ -720,11 +736,12 @@ def describe_error(error: Exception, host: str) -> SyncError:
     elif isinstance(error, requests.Timeout) or isinstance(cause, TimeoutError):
         problem = f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
         return Unavailable(problem, is_timeout=True)
-    problem = f"the answer of {host} was cut off ({detail})"
     if isinstance(error, requests.exceptions.SSLError):
         problem = f"no secure connection to {host} ({detail}; check its certificate)"
     elif isinstance(error, requests.ConnectionError):
         problem = f"no connection to {host} ({detail}; check base_url, and that the API is up)"
+    else:
+        problem = f"the answer of {host} was cut off ({detail})"
     return Unavailable(problem)
 
 
@@ -772,7 +789,8 @@ read_datetime = pydantic.TypeAdapter(datetime).validator.validate_python
 Time = Annotated[datetime, pydantic.PlainValidator(parse_time)]
 Id = Annotated[str, Field(coerce_numbers_to_str=True)]
 Json = Annotated[Any, pydantic.AfterValidator(partial(json.dumps, ensure_ascii=False))]
-# What is neither text nor null becomes JSON: the SDK would store it as Python writes it.
+# What is neither text nor null becomes JSON: the SDK would store it as Python writes it. Null
+# stays null, as pydantic tries None first.
 Text = Annotated[str | Json | None, Field(union_mode="left_to_right")]
 
 # Fields by the API's names: how a value is read, and the SDK's type of its column. Other fields
@@ -809,7 +827,7 @@ class Row(NamedTuple):
 
 
 def read_rows(answer: object, validate: Callable[[object], list]) -> list:
-    """Return the rows of an answer's list, which pydantic validates."""
+    """Return the rows of an answer's list, whose records pydantic validates."""
     return [
         Row(record[ID], record[UPDATED_AT], raw[UPDATED_AT], record)
         for record, raw in zip(validate(answer), answer, strict=True)
@@ -1005,7 +1023,10 @@ class Settings(BaseModel):
         return bool(self.api_key) and address.scheme == "http" and not is_local
 
     def hide_secrets(self, text: str) -> str:
-        """Return a text of the API without the key and longer values in the query of base_url."""
+        """Return a text of the API without the key and what may be one in the query of base_url.
+
+        Values of up to 7 characters, such as a page number, stay; of a key, up to 3.
+        """
         query = [value for _, value in parse_qsl(urlsplit(self.base_url).query) if len(value) > 7]
         values = [v for v in (self.api_key.get_secret_value(), *query) if len(v) > 3]
         forms = {form for v in values for form in (v, quote_plus(v), quote(v, safe=""))}
@@ -1098,7 +1119,7 @@ def setup_test(number: int) -> Callable[[dict], Test]:
             list(islice(check_api(client), number))
 
     def test(configuration: dict):
-        with closing(Workers(1)) as worker:
+        with closing(Workers(1)) as worker:  # which ends after this call
             future = worker.submit(run, configuration)
         try:
             future.result(TEST_SECONDS)
@@ -1123,7 +1144,10 @@ STEPS = (  # labels of the tests
 
 
 def check_api(client: Client) -> Iterator[None]:
-    """Check the API in the steps of `STEPS`, separated by `yield`. Raises what is wrong."""
+    """Check the API in the steps of `STEPS`, of which each but the last ends with a `yield`.
+
+    Raises what is wrong.
+    """
     yield  # making the client has checked the settings
     source, first_request = PageSource(client, tries=1), PageRequest(LIST_START, 0)
     with suppress(Refused, Malformed):  # what the next step is about
