@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 from typing import Annotated, Any, NamedTuple
-from urllib.parse import parse_qs, parse_qsl, quote, quote_plus, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import pydantic
 import requests
@@ -50,6 +50,7 @@ MAX_WAIT = 600  # seconds: for a Retry-After, for one answer, and for all tries 
 BACKOFF = tenacity.wait_exponential_jitter()  # where the API does not say how long
 PAGES_BEFORE_GROWTH = 20  # after a slowdown, before one more request at a time is allowed
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
+REFUSED_STATUSES = (400, 416, 422)  # for a page size or an offset; 416 as of PostgREST
 
 PROGRESS_SECONDS = 10  # between two progress messages
 TEST_SECONDS = 15  # for each test of the setup form
@@ -61,7 +62,7 @@ class SyncError(Exception):
 
 
 class Refused(SyncError):
-    """The API does not accept a request as it is (HTTP 400 or 422)."""
+    """The API does not accept a request as it is (one of `REFUSED_STATUSES`)."""
 
 
 class Malformed(SyncError):
@@ -154,10 +155,10 @@ def mark_all_deleted():
 def next_cursor(cursor: "Position", rows: list, started: datetime) -> "Position":
     """Return the cursor to checkpoint after a page: its last row that has settled.
 
-    A row has settled if it was updated at least 10 seconds before the sync started. In front of
-    younger rows others may still appear, so the next sync reads those again. If no row has
-    settled, the old cursor stays; in a first sync, where no older rows exist then, the cursor is
-    the start less 10 seconds. It never goes back.
+    A row has settled if it was updated at least 10 seconds before the sync started, by the API's
+    clock. In front of younger rows others may still appear, so the next sync reads those again. If
+    no row has settled, the old cursor stays; in a first sync, where no older rows exist then, the
+    cursor is the start less 10 seconds. It never goes back.
     """
     settled = started - SETTLED_AFTER
     last = next((row.position for row in reversed(rows) if row.updated_at <= settled), None)
@@ -204,7 +205,7 @@ class RowsRead:
 
     Only rows updated less than 10 seconds before the sync started (or in the same minute, if the
     API cuts timestamps to minutes) may join in the middle, or change their order. The cursor never
-    passes them, so the next sync reads them again.
+    passes their timestamps, so the next sync reads them again.
     """
 
     def __init__(self):
@@ -261,8 +262,9 @@ class Reader:
     been read, at the latest at offset 0.
 
     A page may bring nothing although its total promises more rows, and there is no later window
-    to read them in. Then a probe requests the last promised page. If that is empty, or refused,
-    the total is too large, and the list has ended.
+    to read them in. Then a probe requests the last promised page; if that is refused, the next one
+    asks nearer. If it is empty, or refused right behind the last row read, the total is too large,
+    and the list has ended.
     """
 
     def __init__(self, client: "Client", cursor: Position):
@@ -292,8 +294,9 @@ class Reader:
             except Refused as refusal:
                 self._after_refusal(refusal)
                 continue
-            if self.window.is_probe and not page.rows and page.total >= self.window.previous.total:
-                self._end_before_total()
+            previous = self.window.previous
+            if self.window.is_probe and not page.rows and page.total >= previous.total:
+                self._end_before_total()  # with a smaller total, the list has moved: a setback
                 continue
             if not self._continues(page):
                 self._set_back(page)
@@ -313,7 +316,7 @@ class Reader:
         step = max(self.source.page_length - window.overlap, 1)
         end = window.previous.total - window.overlap  # pages from there on bring nothing new
         deepest = max(self._max_depth - self.source.limit, 0)
-        if window.offset <= deepest:  # else there is no later window to move to
+        if window.offset <= deepest:  # else `_plan` found no later window to move to
             end = min(end, deepest + 1)
         if window.is_probe:
             end = 0  # nothing is known to follow
@@ -325,7 +328,9 @@ class Reader:
         rows, previous = page.rows, self.window.previous
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        if page.offset > previous.offset and previous.rows and previous.rows[0].id == rows[0].id:
+        brings_nothing = all(row in self._read for row in rows)
+        is_repeated = previous.rows and rows and previous.rows[0].id == rows[0].id
+        if page.offset > previous.offset and is_repeated and brings_nothing:
             # The API ignores the offset, or does not follow it that deep, unless both requests ask
             # for all that is left: of rows a, b, c, an API that counts a, but must not show it,
             # returns b, c at the offsets 0 and 1.
@@ -333,8 +338,10 @@ class Reader:
             if not previous_asks_for_all or page.end > page.total:
                 return False
         # Check what the rule assumes: rows that have been read stand in front of unread ones, but
-        # for recent ones. Else ties have no stable order, or the page is too old to show one.
-        recent_from = self._client.started - SETTLED_AFTER - COARSEST_TIMESTAMP
+        # for those that may be late. Else ties have no stable order, or an old page shows rows
+        # that have left since.
+        lateness = SETTLED_AFTER + timedelta(seconds=self.settings.lookback_seconds)
+        recent_from = self._client.started - lateness - COARSEST_TIMESTAMP
         was_read = [row in self._read for row in rows if row.updated_at < recent_from]
         return was_read == sorted(was_read, reverse=True)
 
@@ -359,7 +366,7 @@ class Reader:
                 f"number of rows that share a time (at least {len(self._read.ids)}) and of "
                 "consecutive rows that it leaves out."
             )
-        self.source.send([])  # what is in flight may be older than the move
+        self.source.send([])  # cancel what is in flight: it may be older than the move
         if later := self._later_window():
             self.window = later
         else:  # more rows share the last timestamp than fit on a page
@@ -437,7 +444,7 @@ class Reader:
         if total - end > self.source.page_length:  # else some were deleted, or are left out
             problem = f"The API promises {total} rows, but returns none from offset {end} on."
             if end >= MAX_TIES:  # all of one timestamp, or there would be a later window
-                self._fail_for_ties(problem)
+                self._fail_for_ties(f"{problem} Or its total is too large.")
             log.warning(f"{problem} Its total is too large, or it leaves rows out.")
 
     def _fail_for_ties(self, problem: object):
@@ -528,6 +535,7 @@ class PageSource:
             before_sleep=self._after_failure,
             reraise=True,
         )
+        began = monotonic()
         try:
             return retrying(self._take, upcoming)
         except Unavailable as error:
@@ -537,12 +545,14 @@ class PageSource:
                 f"{spent['attempt_number']}, in {spent['delay_since_first_attempt']:.0f} s. "
                 "Nothing is lost: the next sync goes on from the last checkpoint."
             ) from None
+        finally:
+            self.waited += monotonic() - began
 
     def _take(self, upcoming: list) -> "Page":
         """Return the page of the first upcoming request. Raises what that request raised."""
         request = upcoming[0]
         if request not in self._in_flight:
-            # it has failed, or is the first one: send the others that have failed again, too
+            # it was taken before, and failed (or is new): send others that failed again, too
             self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
         self.send(upcoming)
         future = self._in_flight[request]
@@ -550,13 +560,11 @@ class PageSource:
         if self._allowed < most and self._allowed <= len(self._in_flight) and not future.done():
             self._allowed += 1
             self.send(upcoming)
-        began = monotonic()
         try:
             return future.result(MAX_WAIT)
         except FutureTimeoutError:
             raise Unavailable(f"no whole answer within {MAX_WAIT} s") from None
         finally:
-            self.waited += monotonic() - began
             del self._in_flight[request]
 
     def _after_failure(self, attempt: tenacity.RetryCallState):
@@ -589,11 +597,14 @@ def has_failed(future: Future) -> bool:
 
 
 def seconds_to_wait(attempt: tenacity.RetryCallState) -> float:
-    """Return how long to wait before the next try: as the API asks, or longer if that failed."""
-    asked = attempt.outcome.exception().retry_after
-    if asked is not None and attempt.attempt_number == 1:
-        return asked
-    return max(asked or 0, BACKOFF(attempt))
+    """Return how long to wait before the next try: as the API asks, or longer if that failed.
+
+    If it asks for fewer requests, that is twice as long: `TRIES` outlast a limit per minute.
+    """
+    error = attempt.outcome.exception()
+    if error.retry_after is not None and attempt.attempt_number == 1:
+        return error.retry_after
+    return max(error.retry_after or 0, BACKOFF(attempt) * (2 if error.is_throttled else 1))
 
 
 class Workers:
@@ -679,14 +690,14 @@ class Client:
         if not 200 <= response.status_code < 300:
             raise self._describe_status(response, request.offset)
         page = parse_page(self._read_json(response), request.offset)
-        if self.started is None:  # then no other request is in flight
+        if self.started is None:  # then no other is in flight, as no total is known
             # less the time it took: the page may show the list as of when the request was sent
             date = http_date(response.headers.get("Date", ""))
             self.started = date - response.elapsed if date else sent
         return page
 
     def _describe_status(self, response: requests.Response, offset: int) -> SyncError:
-        code, reason = response.status_code, self.settings.hide_secrets(response.reason or "")
+        code, reason = response.status_code, self.settings.hide_secrets(response.reason or "")[:60]
         where = f"The API answered HTTP {code} {reason} at offset {offset}"
         if code in RETRIED_STATUSES:
             seconds = retry_after(response)
@@ -697,10 +708,10 @@ class Client:
                 f"{where} and asks to wait {seconds:.0f} s, longer than the {MAX_WAIT} s a sync "
                 "waits. Sync again after that."
             )
-        body = response.content[:4000].decode("utf-8", "replace")
+        body = response.content.decode("utf-8", "replace")
         body = self.settings.hide_secrets(body)[:200]  # hidden before it is cut in two
         advice = {401: " (check api_key)", 403: " (check api_key)", 404: " (check base_url)"}
-        kind = Refused if code in (400, 422) else SyncError
+        kind = Refused if code in REFUSED_STATUSES else SyncError
         return kind(f"{where}{advice.get(code, '')}: {body}")
 
     def _read_json(self, response: requests.Response) -> object:
@@ -738,6 +749,8 @@ def describe_error(error: Exception, host: str) -> SyncError:
         return Unavailable(problem, is_timeout=True)
     if isinstance(error, requests.exceptions.SSLError):
         problem = f"no secure connection to {host} ({detail}; check its certificate)"
+    elif isinstance(error, requests.exceptions.ProxyError):
+        problem = f"no connection to {host} through its proxy ({detail}; check HTTPS_PROXY)"
     elif isinstance(error, requests.ConnectionError):
         problem = f"no connection to {host} ({detail}; check base_url, and that the API is up)"
     else:
@@ -1029,11 +1042,17 @@ class Settings(BaseModel):
         """
         query = [value for _, value in parse_qsl(urlsplit(self.base_url).query) if len(value) > 7]
         values = [v for v in (self.api_key.get_secret_value(), *query) if len(v) > 3]
-        forms = {form for v in values for form in (v, quote_plus(v), quote(v, safe=""))}
-        forms |= {form.replace("/", "\\/") for form in forms}  # as some APIs write JSON
-        for form in sorted(forms, key=len, reverse=True):
-            text = text.replace(form, "***")
+        for value in sorted(values, key=len, reverse=True):
+            text = re.sub("".join(map(any_spelling, value)), "***", text)
         return text
+
+
+def any_spelling(character: str) -> str:
+    """Return a regular expression of how a character may be written in a URL, JSON or HTML."""
+    if character.isascii() and character.isalnum():
+        return character
+    percent = rf"(?:%\w\w){{{len(character.encode())}}}"
+    return rf"(?:{re.escape(character)}|{percent}|\+|\\u\w{{4}}|\\.|&#?\w{{1,8}};)"
 
 
 def validate_configuration(configuration: dict) -> Settings:
@@ -1062,13 +1081,14 @@ def with_progress(reader: Reader) -> Iterator[list]:
         yield rows  # comes back once they are written
         pages += 1
         now, done = monotonic(), reader.rows_read
-        left = reader.window.remaining if reader.window else 0
-        if left and now - last_report >= PROGRESS_SECONDS:
+        if reader.window and now - last_report >= PROGRESS_SECONDS:
             last_report = now
+            share, time_left = "", ""
+            if left := reader.window.remaining:
+                share = f" of {done + left:,} rows ({done * 100 // (done + left)} %)"
+                time_left = f" Time left: {duration((now - began) * left / done)}."
             log.info(
-                f"{done:,} of {done + left:,} rows ({done * 100 // (done + left)} %), updated up "
-                f"to {rows[-1].updated_at_text}. Time left: "
-                f"{duration((now - began) * left / done)}."
+                f"{done:,}{share or ' rows'}, updated up to {rows[-1].updated_at_text}.{time_left}"
             )
     took, waited = duration(monotonic() - began), duration(reader.source.waited)
     log.info(
@@ -1079,8 +1099,8 @@ def with_progress(reader: Reader) -> Iterator[list]:
     if reader.cursor != LIST_START and not reader.rows_read:
         log.warning(
             f"No row was updated since {reader.cursor.text}, not even the one the last sync "
-            "stopped at. If base_url was changed to another API, the state must be reset: "
-            "`fivetran reset`, or a re-sync on Fivetran."
+            "stopped at. It may have been deleted. If base_url was changed to another API, the "
+            "state must be reset: `fivetran reset`, or a re-sync on Fivetran."
         )
 
 
@@ -1096,7 +1116,8 @@ def configuration_form():
     """Return the setup form, for Fivetran's dashboard and `fivetran configuration`."""
     form, text_field = ConfigurationForm(), form_field.TextField
     for name, field in Settings.model_fields.items():
-        description = f"{field.description or ''} Allowed: {field.metadata[-1]}."
+        allowed = field.metadata[-1]  # the last annotation of its type, see `setting`
+        description = f"{field.description or ''} Allowed: {allowed}."
         description = " ".join(description.split())
         arguments = {"name": name, "label": field.title, "description": description}
         if field.default is False:
@@ -1160,27 +1181,41 @@ def check_api(client: Client) -> Iterator[None]:
             "return at least 2 rows per page."
         )
     yield
-    if not page.rows:
-        return
+    if page.rows:
+        limit = max(min(len(page.rows), TEST_PAGE_SIZE), 2)
+        second = client.get(PageRequest(LIST_START, page.end - 1), limit)
+        check_second_page(page, second.rows)
+        yield
+        recent = client.get(PageRequest(page.rows[-1].position, 0), limit)
+        check_updated_since(page.rows[-1], recent.rows, client.settings)
+
+
+def check_second_page(page: Page, second: list):
+    """Check rows that begin with the last one of the first page. Raises what is wrong."""
     first, last, is_all = page.rows[0], page.rows[-1], page.total <= page.end
-    limit = max(min(len(page.rows), TEST_PAGE_SIZE), 2)
-    second = client.get(PageRequest(LIST_START, page.end - 1), limit).rows
     if second and first.id == second[0].id and not is_all:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
+    if second and second[0].updated_at < last.updated_at:
+        raise SyncError(
+            f"The API returns a second page whose first {UPDATED_AT} is earlier than the last one "
+            "of the first page: it must sort all rows, and not only those of a page."
+        )
     if is_all and second[1:] and second[0].id == last.id:
         raise SyncError(
             f"The API says that {page.total} rows match, but has more: `total` must count all "
             "rows that match, and not only those of a page."
         )
-    yield
-    recent = client.get(PageRequest(last.position, 0), limit).rows
+
+
+def check_updated_since(last: Row, recent: list, settings: Settings):
+    """Check rows updated since the time of a page's last row. Raises what is wrong."""
     if recent and recent[0].updated_at <= last.updated_at - timedelta(seconds=1):
         raise SyncError(
             "The API returns rows updated before updated_since: it must leave them out, or every "
             "sync would read all rows."
         )
     is_inclusive = recent and recent[0].updated_at <= last.updated_at
-    if not client.settings.lookback_seconds and not is_inclusive:
+    if not settings.lookback_seconds and not is_inclusive:
         raise SyncError(
             "The API leaves out rows updated at the very time of updated_since, some of which "
             "would be lost: set lookback_seconds to 1."

@@ -74,3 +74,11 @@ def serve(api: MemoryApi) -> Iterator[Server]:
             server.ended.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def refused_url() -> Iterator[str]:
+    """A URL at which no server listens, and none can begin to meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}/users"

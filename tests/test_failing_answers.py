@@ -1,6 +1,7 @@
 """What a sync does when the API answers with an error, with nothing, or with something else than a page of users."""
 
 import json
+from collections import Counter
 from datetime import timedelta
 from email.utils import format_datetime
 
@@ -364,4 +365,20 @@ def test_a_retry_after_that_was_too_short_is_followed_by_growing_waits(api, sync
     api.answers = dict.fromkeys(range(1, 3), (429, {"Retry-After": "1"}, ""))
     sync()
     assert clock.waits[0] == 1
-    assert 2 <= clock.waits[1] <= 3
+    assert 4 <= clock.waits[1] <= 6
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "1"}])
+def test_the_tries_of_a_page_outlast_a_limit_per_minute(api, sync, clock, headers):
+    """The API answers 60 requests a minute, and says nothing true of when the next minute begins."""
+    api.add(3000)
+    answered = Counter()
+
+    def count():
+        minute = clock.now // 60
+        answered[minute] += 1
+        return (429, headers, "") if answered[minute] > 60 else None
+
+    api.before = [count] * 500
+    assert len(sync(page_size="20").table) == 3000
+    assert sum(clock.waits) > 60

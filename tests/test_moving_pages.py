@@ -354,9 +354,14 @@ def test_a_full_sync_that_is_promised_rows_and_gets_none_is_an_error(api, sync):
         sync()
 
 
-def test_an_api_that_overstates_its_total_and_refuses_offsets_behind_its_end_is_read(api, sync):
+@pytest.mark.parametrize("status", [400, 416, 422])
+def test_an_api_that_overstates_its_total_and_refuses_offsets_behind_its_end_is_read(
+    api, sync, status
+):
     api.add(150)
-    api.total_excess, api.offset_max = 1, 149
+    api.total_excess = 1
+    refusal = (status, {}, "behind the end")
+    api.refusal = lambda parameters: None if api.page(parameters)[ROWS] else refusal
     assert set(sync().table) == set(api.users)
 
 
@@ -491,6 +496,15 @@ def test_users_hidden_in_shorter_runs_or_at_the_end_hide_nobody_else(api, sync, 
     assert set(sync().table) == set(api.users) - api.hidden
 
 
+@pytest.mark.parametrize("first_hidden", [1, 10, 75, 250])
+def test_users_hidden_in_a_run_of_nearly_a_page_among_ties_hide_nobody_else(
+    api, sync, first_hidden
+):
+    api.add(600, updated_at=EPOCH)
+    api.hidden = {str(number) for number in range(first_hidden, first_hidden + 95)}
+    assert set(sync().table) == set(api.users) - api.hidden
+
+
 @pytest.mark.parametrize(
     ("count", "hidden", "lookback"), [(3, "1", "0"), (3, "2", "0"), (1000, "999", "1")]
 )
@@ -501,6 +515,22 @@ def test_a_user_hidden_in_the_last_page_is_not_taken_for_an_offset_that_is_ignor
     api.hidden = {hidden}
     for _ in range(2):
         assert set(sync(lookback_seconds=lookback).table) == set(api.users) - api.hidden
+
+
+def test_a_row_as_late_as_the_lookback_allows_may_join_the_ties_of_the_last_row_read(api, sync):
+    """It appears in front of rows that have been read, when a window begins at their time."""
+    time = api.now - timedelta(minutes=20)
+    api.tie_order = lambda user: user[ID]
+    old = api.add(10, updated_at=time - timedelta(minutes=5))
+    for number in range(12):
+        api.add(updated_at=time, **{ID: f"tie {number:02}"})
+
+    def join():
+        api.add(updated_at=time, **{ID: "tie 00, late"})
+        api.touch(*old[:3])
+
+    api.before = [None, None, join]
+    assert set(sync(page_size="8", lookback_seconds="3600").table) == set(api.users)
 
 
 def test_offsets_that_are_not_followed_deep_without_a_word_are_read_in_windows(api, sync):

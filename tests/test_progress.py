@@ -63,12 +63,25 @@ def test_every_ten_seconds_the_log_says_how_far_the_sync_is(
     )
 
 
+def test_the_log_goes_on_where_the_total_does_not_say_how_far_the_sync_is(
+    api, sync, destination, clock, capsys, monkeypatch
+):
+    api.add(1000)
+    api.total_cap = 300
+    checkpoint = destination.checkpoint
+    monkeypatch.setattr(
+        destination, "checkpoint", lambda state: clock.sleep(11) or checkpoint(state)
+    )
+    sync()
+    assert "595 rows, updated up to 2024-01-01T00:09:55Z." in lines(capsys)
+
+
 def test_waits_and_retries_are_counted(api, sync, capsys):
     api.add(3)
     api.answers = {1: (503, {"Retry-After": "20"}, "")}
     sync()
     last = lines(capsys)[-1]
-    assert last.startswith("Done in 0:00:20, of which")
+    assert last.startswith("Done in 0:00:20, of which 0:00:20 waiting for the API.")
     assert "retries: 1," in last
 
 

@@ -56,12 +56,9 @@ def test_a_fault_at_the_socket_costs_another_try_and_no_user(
 
 
 def test_a_server_that_is_not_there_is_an_error_that_says_so(sync):
-    with http_server.serve(MemoryApi()) as server:
-        pass
-    with pytest.raises(
-        connector.SyncError, match=r"no connection to 127\.0\.0\.1:\d+ \(.*refused.*Tries: 3"
-    ):
-        sync(base_url=server.url)
+    refused = r"no connection to 127\.0\.0\.1:\d+ \(.*refused.*Tries: 3"
+    with http_server.refused_url() as url, pytest.raises(connector.SyncError, match=refused):
+        sync(base_url=url)
 
 
 def test_connections_are_kept_alive_and_no_more_than_the_requests_at_a_time(server, sync):

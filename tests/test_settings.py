@@ -252,6 +252,9 @@ def test_a_query_in_base_url_is_not_quoted_from_an_answer(api, sync):
         ("ab/cd/ef==", "ab/cd/ef=="),
         ("ab/cd/ef==", "ab\\/cd\\/ef=="),
         ("ab/cd/ef==", "ab%2Fcd%2Fef%3D%3D"),
+        ("ab/cd/ef==", "ab%2fcd%2fef%3d%3d"),
+        ("ab/cd/ef==", "ab\\u002Fcd\\u002Fef\\u003d\\u003d"),
+        ("ab/cd/ef==", "ab&#47;cd&#x2F;ef&equals;&equals;"),
     ],
 )
 def test_a_secret_is_not_quoted_in_any_of_its_forms(api, sync, secret, quoted):
@@ -262,6 +265,12 @@ def test_a_secret_is_not_quoted_in_any_of_its_forms(api, sync, secret, quoted):
     ):
         with pytest.raises(SyncError, match=r"bad key \*\*\*$"):
             sync(**settings)
+
+
+def test_a_secret_is_not_quoted_in_part_however_long_it_is(api, sync):
+    api.answers = {1: (401, {}, f"bad key {'k1' * 5000}, sorry")}
+    with pytest.raises(SyncError, match=r"bad key \*\*\*, sorry$"):
+        sync(api_key="k1" * 5000)
 
 
 def test_what_is_short_in_a_query_is_no_secret(api, sync):

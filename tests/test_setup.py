@@ -2,6 +2,7 @@
 
 import json
 import socket
+from datetime import timedelta
 
 import pytest
 import requests
@@ -10,7 +11,7 @@ from fivetran_connector_sdk_cli import configuration_command
 
 import connector
 import http_server
-from memory_api import EPOCH, ROWS, URL, MemoryApi
+from memory_api import EPOCH, ROWS, UPDATED_AT, URL, MemoryApi
 
 
 def answer_all(answer) -> dict:
@@ -168,9 +169,8 @@ def test_a_name_that_is_not_found_is_told_from_a_server_that_is_down(verdict, mo
     def not_found(*args, **kwargs):
         raise socket.gaierror(-2, "Name or service not known")
 
-    with http_server.serve(MemoryApi()) as server:
-        pass
-    assert "refused; check base_url, and that the API is up" in verdict(base_url=server.url)
+    with http_server.refused_url() as url:
+        assert "refused; check base_url, and that the API is up" in verdict(base_url=url)
     monkeypatch.setattr(socket, "getaddrinfo", not_found)
     assert (
         "no connection to api.example.com (Name or service not known; check base_url" in verdict()
@@ -182,6 +182,19 @@ def test_a_server_that_never_answers_fails_in_time(verdict, monkeypatch):
     with http_server.serve(MemoryApi()) as server:
         server.faults = {1: "stall"}
         assert verdict(base_url=server.url).startswith("The API did not answer within 0.3 s")
+
+
+def test_users_that_are_sorted_only_within_a_page_fail(api, verdict):
+    api.add(30, updated_at=EPOCH + timedelta(days=1))
+    api.add(30)
+    page, api.sorted_users = api.page, lambda: list(api.users.values())
+
+    def sort_page(parameters):
+        answer = page(parameters)
+        return answer | {ROWS: sorted(answer[ROWS], key=lambda user: user[UPDATED_AT])}
+
+    api.page = sort_page
+    assert "it must sort all rows, and not only those of a page" in verdict(page_size="30")
 
 
 def test_users_that_are_not_sorted_fail(api, verdict):
