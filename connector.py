@@ -794,7 +794,7 @@ def parse_time(text: object) -> datetime:
             return datetime.combine(time, time.time(), timezone.utc)  # faster than replace()
         return time.astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        came = json_type(text)
+        came = "another string" if isinstance(text, str) else json_type(text)
         raise ValueError(f"should be an ISO 8601 date and time, but is {came}") from None
 
 
@@ -906,9 +906,9 @@ def describe_faults(error: ValidationError) -> list:
 
 
 def json_type(value: object) -> str:
-    """Return the name of a value's type, as JSON calls it."""
-    names = {dict: "an object", list: "an array", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    """Return the name of the type that a value of JSON has."""
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 # Settings

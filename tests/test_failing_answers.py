@@ -211,7 +211,7 @@ def with_user(**fields):
 
 WRONG = {
     "a list": (lambda page: [page], "`answer` should be an object, but is an array"),
-    "a text": (lambda page: "users", "`answer` should be an object, but is str"),
+    "a text": (lambda page: "users", "`answer` should be an object, but is a string"),
     "no data": (lambda page: {"total": 250}, "`data` is missing; there is total"),
     "data as object": (
         lambda page: page | {ROWS: {"id": 1}},
@@ -219,7 +219,7 @@ WRONG = {
     ),
     "user as text": (
         lambda page: page | {ROWS: ["jo@example.com"]},
-        "`data.0` should be an object, but is str",
+        "`data.0` should be an object, but is a string",
     ),
     "no id": (with_user(id=None), "`data.3.id` should be a valid string, but is null"),
     "id as object": (with_user(id={}), "`data.3.id` should be a valid string, but is an object"),
@@ -227,36 +227,45 @@ WRONG = {
         with_user(**{UPDATED_AT: None}),
         "`data.3.updatedAt` should be an ISO 8601 date and time, but is null",
     ),
-    "time as number": (with_user(**{UPDATED_AT: 1700000000}), "`data.3.updatedAt` .*, but is int"),
-    "no time at all": (with_user(**{UPDATED_AT: "soon"}), "`data.3.updatedAt` .*, but is str"),
+    "time as number": (
+        with_user(**{UPDATED_AT: 1700000000}),
+        "`data.3.updatedAt` .*, but is a number",
+    ),
+    "no time at all": (
+        with_user(**{UPDATED_AT: "soon"}),
+        "`data.3.updatedAt` .*, but is another string",
+    ),
     "a long text": (
         with_user(id=1, **{UPDATED_AT: "x" * 41}),
-        "`data.3.updatedAt` .*, but is str",
+        "`data.3.updatedAt` .*, but is another string",
     ),
     "out of year": (
         with_user(**{UPDATED_AT: "0001-01-01T00:00:00+02:00"}),
-        "`data.3.updatedAt` .*, but is str",
+        "`data.3.updatedAt` .*, but is another string",
     ),
-    "created when": (with_user(**{CREATED_AT: "soon"}), "`data.3.createdAt` .*, but is str"),
+    "created when": (
+        with_user(**{CREATED_AT: "soon"}),
+        "`data.3.createdAt` .*, but is another string",
+    ),
     "no total": (
         lambda page: page | {"total": None},
         "`total` should be a valid integer, but is null",
     ),
     "total below 0": (
         lambda page: page | {"total": -1},
-        "`total` should be greater than or equal to 0, but is int",
+        "`total` should be greater than or equal to 0, but is a number",
     ),
     "total as text": (
         lambda page: page | {"total": "250"},
-        "`total` should be a valid integer, but is str",
+        "`total` should be a valid integer, but is a string",
     ),
     "total in part": (
         lambda page: page | {"total": 2.5},
-        "`total` should be a valid integer, but is float",
+        "`total` should be a valid integer, but is a number",
     ),
     "total as truth": (
         lambda page: page | {"total": True},
-        "`total` should be a valid integer, but is bool",
+        "`total` should be a valid integer, but is a boolean",
     ),
     "other offset": (
         lambda page: page | {"offset": 7},
