@@ -1,7 +1,8 @@
 """Sync the users of a REST API into the table `user`: first all of them, then only what changed.
 
-The API lists its rows by `updatedAt`, and `limit` and `offset` page through them. No row is lost
-although the list changes while it is read: `RowsRead` has the rule, and the README its proof.
+The API lists its rows by `updatedAt`: `updated_since` asks for those of that time or later, and
+`limit` and `offset` page through them. No row is lost although the list changes while it is read:
+`RowsRead` has the rule, and the README its proof.
 To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS` and `Page`.
 """
 
@@ -203,9 +204,9 @@ class RowsRead:
     if the page shows an older state of the list than the page before. A page at offset 0 leaves no
     gap either: `updated_since` is never later than the last timestamp.
 
-    Only rows updated less than 10 seconds before the sync started (or in the same minute, if the
-    API cuts timestamps to minutes) may join in the middle, or change their order. The cursor never
-    passes their timestamps, so the next sync reads them again.
+    Only rows updated later than 10 seconds before the sync started (or in the minute of that time,
+    if the API cuts timestamps to minutes) may join in the middle, or change their order. The
+    cursor never passes their timestamps, so the next sync reads them again.
     """
 
     def __init__(self):
@@ -248,7 +249,7 @@ class Window:
 
     @property
     def is_probe(self) -> bool:
-        """Whether the next page is a probe (see `Reader`): it begins after all that was read."""
+        """Whether the next page is a probe: it begins after all rows read, to check the total."""
         return self.offset > 0 and self.offset >= self.previous.end
 
 
@@ -264,7 +265,9 @@ class Reader:
     A page may bring nothing although its total promises more rows, and there is no later window
     to read them in. Then a probe requests the last promised page; if that is refused, the next one
     asks nearer. If it is empty, or refused right behind the last row read, the total is too large,
-    and the list has ended.
+    and the list has ended. If it brings rows, unread ones stand in front of them: a setback.
+
+    Pages are requested with `source.limit`; `source.page_length` is what the API returns at most.
     """
 
     def __init__(self, client: "Client", cursor: Position):
@@ -316,7 +319,7 @@ class Reader:
         step = max(self.source.page_length - window.overlap, 1)
         end = window.previous.total - window.overlap  # pages from there on bring nothing new
         deepest = max(self._max_depth - self.source.limit, 0)
-        if window.offset <= deepest:  # else `_plan` found no later window to move to
+        if window.offset <= deepest:  # else one timestamp fills the window: it goes on
             end = min(end, deepest + 1)
         if window.is_probe:
             end = 0  # nothing is known to follow
@@ -353,7 +356,8 @@ class Reader:
         """
         window, previous, length = self.window, self.window.previous, self.source.page_length
         self.pages_dropped += 1
-        # after a step back: this one belongs to the same setback
+        # A page that is not behind the previous one was requested by a step back, and belongs to
+        # the same setback, except at offset 0, where a page fails only for the order of its rows.
         is_further_back = 0 < page.offset <= previous.offset
         if not is_further_back:
             self._setbacks += 1
@@ -407,7 +411,7 @@ class Reader:
         elif self.settings.mark_deleted and may_be_from_ahead:
             # Requested ahead, this last page may show an older state of the list than the page
             # before. A row that left the page before in between, for the end, is on neither, and
-            # must not look deleted: read the last page again.
+            # must not look deleted: read the last page again, once.
             window.offset = page.offset
         else:
             self.window = None
@@ -552,7 +556,7 @@ class PageSource:
         """Return the page of the first upcoming request. Raises what that request raised."""
         request = upcoming[0]
         if request not in self._in_flight:
-            # it was taken before, and failed (or is new): send others that failed again, too
+            # it was removed below, as it failed (or it is new): send others that failed again, too
             self._in_flight = {r: f for r, f in self._in_flight.items() if not has_failed(f)}
         self.send(upcoming)
         future = self._in_flight[request]
@@ -690,7 +694,7 @@ class Client:
         if not 200 <= response.status_code < 300:
             raise self._describe_status(response, request.offset)
         page = parse_page(self._read_json(response), request.offset)
-        if self.started is None:  # then no other is in flight, as no total is known
+        if self.started is None:  # then no other is in flight: nothing is asked ahead of a total
             # less the time it took: the page may show the list as of when the request was sent
             date = http_date(response.headers.get("Date", ""))
             self.started = date - response.elapsed if date else sent
@@ -840,7 +844,7 @@ class Row(NamedTuple):
 
 
 def read_rows(answer: object, validate: Callable[[object], list]) -> list:
-    """Return the rows of an answer's list, whose records pydantic validates."""
+    """Return the rows of an answer's list; `validate`, which pydantic provides, reads records."""
     return [
         Row(record[ID], record[UPDATED_AT], raw[UPDATED_AT], record)
         for record, raw in zip(validate(answer), answer, strict=True)
@@ -1133,7 +1137,10 @@ def configuration_form():
 
 
 def setup_test(number: int) -> Callable[[dict], Test]:
-    """Return a test: the first `number` steps of `check_api`, in `TEST_SECONDS` at most."""
+    """Return a test: the first `number` steps of `check_api`, in `TEST_SECONDS` at most.
+
+    `check_api` is a generator, which yields between two steps.
+    """
 
     def run(configuration: dict):
         with closing(Client(validate_configuration(configuration))) as client:
@@ -1165,10 +1172,7 @@ STEPS = (  # labels of the tests
 
 
 def check_api(client: Client) -> Iterator[None]:
-    """Check the API in the steps of `STEPS`, of which each but the last ends with a `yield`.
-
-    Raises what is wrong.
-    """
+    """Check the API in the steps of `STEPS`, and yield between them. Raises what is wrong."""
     yield  # making the client has checked the settings
     source, first_request = PageSource(client, tries=1), PageRequest(LIST_START, 0)
     with suppress(Refused, Malformed):  # what the next step is about
