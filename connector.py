@@ -752,7 +752,7 @@ def describe_error(error: Exception, host: str) -> SyncError:
         problem = f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
         return Unavailable(problem, is_timeout=True)
     if isinstance(error, requests.exceptions.SSLError):
-        problem = f"no secure connection to {host} ({detail}; check its certificate)"
+        problem = f"no secure connection to {host} ({detail}; check its certificate, or use http)"
     elif isinstance(error, requests.exceptions.ProxyError):
         problem = f"no connection to {host} through its proxy ({detail}; check HTTPS_PROXY)"
     elif isinstance(error, requests.ConnectionError):

@@ -56,9 +56,10 @@ def two_syncs(folder: Path) -> int:
             return 1
         if is_ours:
             stack.enter_context(playground.serve(urlsplit(base_url).port or 80))
-        print(
-            f"{'The playground is up' if is_ours else 'Something answers already'} at {base_url}"
-        )
+        if is_ours:
+            print(f"The playground is up at {base_url}")
+        else:
+            print(f"Something answers already at {base_url}: if it is not a playground, stop it.")
 
         title("1. First sync: fivetran debug")
         if not debug(folder):
