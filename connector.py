@@ -158,8 +158,8 @@ def next_cursor(cursor: "Position", rows: list, started: datetime) -> "Position"
 
     A row has settled if it was updated at least 10 seconds before the sync started, by the API's
     clock. In front of younger rows others may still appear, so the next sync reads those again. If
-    no row has settled, the old cursor stays; in a first sync, where no older rows exist then, the
-    cursor is the start less 10 seconds. It never goes back.
+    no row has settled, the old cursor stays; in a first sync, whose list then has no older rows,
+    the cursor is the start less 10 seconds. It never goes back.
     """
     settled = started - SETTLED_AFTER
     last = next((row.position for row in reversed(rows) if row.updated_at <= settled), None)
@@ -280,7 +280,7 @@ class Reader:
         self.rows_read = self.pages_dropped = 0
         self._client = client
         self._read = RowsRead()
-        # The largest offset plus limit. Behind it, reading moves to a later window; where there is
+        # The largest offset plus limit. Beyond it, reading moves to a later window; where there is
         # none, as one timestamp fills this one, it goes on in this one all the same.
         self._max_depth = WINDOW_ROWS
         self._promised = 0  # rows, by the total of the first page
@@ -331,9 +331,9 @@ class Reader:
         rows, previous = page.rows, self.window.previous
         if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        brings_nothing = all(row in self._read for row in rows)
         is_repeated = previous.rows and rows and previous.rows[0].id == rows[0].id
-        if page.offset > previous.offset and is_repeated and brings_nothing:
+        is_farther = page.offset > previous.offset
+        if is_farther and is_repeated and all(row in self._read for row in rows):
             # The API ignores the offset, or does not follow it that deep, unless both requests ask
             # for all that is left: of rows a, b, c, an API that counts a, but must not show it,
             # returns b, c at the offsets 0 and 1.
@@ -356,7 +356,7 @@ class Reader:
         """
         window, previous, length = self.window, self.window.previous, self.source.page_length
         self.pages_dropped += 1
-        # A page that is not behind the previous one was requested by a step back, and belongs to
+        # A page at no larger offset than the previous one comes from a step back, and belongs to
         # the same setback, except at offset 0, where a page fails only for the order of its rows.
         is_further_back = 0 < page.offset <= previous.offset
         if not is_further_back:
@@ -752,7 +752,7 @@ def describe_error(error: Exception, host: str) -> SyncError:
         problem = f"no answer from {host} within {READ_TIMEOUT} s (try a smaller page_size)"
         return Unavailable(problem, is_timeout=True)
     if isinstance(error, requests.exceptions.SSLError):
-        problem = f"no secure connection to {host} ({detail}; check its certificate, or use http)"
+        problem = f"no secure connection to {host} ({detail}; is it https? check its certificate)"
     elif isinstance(error, requests.exceptions.ProxyError):
         problem = f"no connection to {host} through its proxy ({detail}; check HTTPS_PROXY)"
     elif isinstance(error, requests.ConnectionError):
@@ -1087,13 +1087,11 @@ def with_progress(reader: Reader) -> Iterator[list]:
         now, done = monotonic(), reader.rows_read
         if reader.window and now - last_report >= PROGRESS_SECONDS:
             last_report = now
-            share, time_left = "", ""
+            share, time_left = " rows", ""
             if left := reader.window.remaining:
                 share = f" of {done + left:,} rows ({done * 100 // (done + left)} %)"
                 time_left = f" Time left: {duration((now - began) * left / done)}."
-            log.info(
-                f"{done:,}{share or ' rows'}, updated up to {rows[-1].updated_at_text}.{time_left}"
-            )
+            log.info(f"{done:,}{share}, updated up to {rows[-1].updated_at_text}.{time_left}")
     took, waited = duration(monotonic() - began), duration(reader.source.waited)
     log.info(
         f"Done in {took}, of which {waited} waiting for the API. Rows: {reader.rows_read:,}, "

@@ -56,7 +56,6 @@ def two_syncs(folder: Path) -> int:
             return 1
         if is_ours:
             stack.enter_context(playground.serve(urlsplit(base_url).port or 80))
-        if is_ours:
             print(f"The playground is up at {base_url}")
         else:
             print(f"Something answers already at {base_url}: if it is not a playground, stop it.")
