@@ -1,17 +1,13 @@
 """What the tests share: an API in memory, and one way to run a sync against it."""
 
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import tenacity
 from fivetran_connector_sdk import Logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import connector
 from memory_api import ID, URL, MemoryApi
+from sdk import connector
 
 
 class Crash(Exception):
@@ -71,7 +67,7 @@ class Destination:
 def end_threads():
     """Wait for the requests that a sync which failed has left behind: they must not meet the next test."""
     for thread in threading.enumerate():
-        if thread.name == "worker":
+        if thread.daemon and thread.name.startswith("Thread-") and "_work" in thread.name:
             thread.join()
 
 

@@ -6,35 +6,20 @@ what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
-import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import cache
-from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qsl, urlsplit
 
 import responses
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import connector
-
 URL = "https://api.example.com/users"
-EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
-TABLE, ID, UPDATED_AT, CREATED_AT, ROWS = "user", "id", "updatedAt", "createdAt", "data"
-COLUMNS = {
-    ID: "STRING",
-    "name": "STRING",
-    "email": "STRING",
-    "address": "STRING",
-    "company": "STRING",
-    "job": "STRING",
-    UPDATED_AT: "UTC_DATETIME",
-    CREATED_AT: "UTC_DATETIME",
-}
+EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
+ID, UPDATED_AT, CREATED_AT, ROWS = "id", "updatedAt", "createdAt", "data"
 
 
 def envelope(rows: list, total: int, offset: int = 0, limit: int = 100) -> dict:
@@ -50,7 +35,13 @@ def timestamp(time: datetime) -> str:
 @cache
 def instant(text: str) -> datetime:
     """The time that the API has written, or was asked for."""
-    return connector.parse_time(text)
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def names(users: dict) -> dict:
+    """The names of users or rows by id: they show in which version one is."""
+    return {id: user["name"] for id, user in users.items()}
 
 
 class MemoryApi:
@@ -71,6 +62,9 @@ class MemoryApi:
         self.total_excess = 0  # says a total that is that much too large
         self.hidden = set()  # ids of users that are left out of a page after it has been cut
         self.exclusive = False  # whether updated_since leaves out users updated at that very time
+        self.compares_texts = False  # whether it compares updated_since with updatedAt as texts
+        self.cut = str  # what it makes of the text of updated_since before it compares
+        self.counts_all = False  # whether its total counts all users, whatever updated_since is
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
         self.stamp = timestamp  # how it writes the time of a change
         self.skew = timedelta(0)  # how far its `Date` is ahead of the clock that stamps its users
@@ -146,19 +140,21 @@ class MemoryApi:
         return sorted(users, key=lambda user: instant(user[UPDATED_AT]))
 
     def page(self, parameters: dict) -> dict:
-        users = self.sorted_users()
-        if "updated_since" in parameters:
-            since = instant(parameters["updated_since"]) + timedelta(microseconds=self.exclusive)
-            users = [user for user in users if instant(user[UPDATED_AT]) >= since]
+        users = all_users = self.sorted_users()
+        if since := parameters.get("updated_since"):
+            read = str if self.compares_texts else instant
+            since = read(self.cut(since))
+            times = [read(user[UPDATED_AT]) for user in users]
+            find = bisect_right if self.exclusive else bisect_left
+            users = users[find(times, since) :]
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
         length = min(
             limit, self.page_cap or limit, self.page_lengths() if self.page_lengths else limit
         )
         rows = users[: self.depth or len(users)][offset : offset + length]
         rows = [user for user in rows if user[ID] not in self.hidden]
-        total = min(
-            len(users) + self.total_excess, self.total_cap or len(users) + self.total_excess
-        )
+        total = len(all_users if self.counts_all else users) + self.total_excess
+        total = min(total, self.total_cap or total)
         return envelope(rows, total, offset, limit)
 
     def answer(self, request) -> tuple:
@@ -209,6 +205,15 @@ class MemoryApi:
         with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
             mock.add_callback(responses.GET, URL, callback=lambda request: self.answer(request))
             yield self
+
+
+def cut_to_day(since: str) -> str:
+    """A way to read `updated_since`, for `MemoryApi.cut`."""
+    return f"{since[:10]}T00:00:00Z"
+
+
+def cut_to_minute(since: str) -> str:
+    return f"{since[:16]}:00Z"
 
 
 def whole_minutes(time: datetime) -> str:

@@ -7,7 +7,11 @@ import requests
 from fivetran_connector_sdk import Connector
 from fivetran_connector_sdk import Operations as op
 
-import connector as ours
+COLUMNS = {"id": "STRING", "updatedAt": "UTC_DATETIME", "createdAt": "UTC_DATETIME"}
+
+
+def schema(configuration: dict):
+    return [{"table": "user", "primary_key": ["id"], "columns": COLUMNS}]
 
 
 def update(configuration: dict, state: dict):
@@ -33,4 +37,4 @@ def update(configuration: dict, state: dict):
             return
 
 
-connector = Connector(update=update, schema=ours.schema)
+connector = Connector(update=update, schema=schema)

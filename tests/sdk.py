@@ -1,6 +1,7 @@
 """Ways to run the connector with the SDK: in this process with its runner, or with the `fivetran` command."""
 
 import atexit
+import importlib
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from fivetran_connector_sdk import Connector, Logging
 from fivetran_connector_sdk_cli import core_adapter
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+connector = importlib.import_module("connector")
 
 
 def copy_project(folder: Path, **configuration: str) -> Path:
@@ -31,6 +34,7 @@ def environment() -> dict:
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONIOENCODING": "utf-8",
+        "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -64,7 +64,7 @@ def commands(base_url, tmp_path_factory):
             subprocess.run(
                 command,
                 cwd=elsewhere,
-                env=sdk.environment() | {"DO_NOT_TRACK": "1"},
+                env=sdk.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 encoding="utf-8",

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 import connector
 import plain_loop
 from conftest import Crash, Destination, end_threads
-from memory_api import ID, UPDATED_AT, URL, MemoryApi, timestamp, whole_minutes
+from memory_api import ID, UPDATED_AT, URL, MemoryApi, instant, timestamp, whole_minutes
 
 FAULTS = {
     "busy": (503, {"Retry-After": "1"}, "busy"),
     "broken": (500, {}, "broken"),
+    "origin": (521, {}, "origin"),
+    "limited": (403, {"Retry-After": "1.5"}, "limited"),
     "reset": requests.ConnectionError(),
     "slow": requests.ReadTimeout(),
     "cut": requests.exceptions.ChunkedEncodingError(),
@@ -50,6 +52,11 @@ requests_to_come = st.lists(
 )
 
 
+def with_a_space(time):
+    """A way to write times."""
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def normal(value):
     """A strategy: mostly None, or else one of these values."""
     return lambda *others: st.sampled_from([value] * (2 * len(others)) + list(others))
@@ -63,7 +70,8 @@ def histories(draw):
     api.tie_order = draw(
         st.sampled_from([None, lambda user: user[ID], lambda user: user[ID][::-1]])
     )
-    api.stamp = draw(normal(timestamp)(whole_minutes))
+    api.stamp = draw(normal(timestamp)(whole_minutes, with_a_space))
+    api.compares_texts = draw(st.booleans())
     # its answers are dated up to that much before or after the time that its users are stamped with
     api.skew = timedelta(seconds=draw(normal(0)(-3, 3)))
     # how long before `now` each user was updated: few values, so that there are many ties, some with the start
@@ -83,6 +91,9 @@ def histories(draw):
     ):  # together with one of these, it may end a sync early: the next one goes on
         api.page_lengths = draw(normal(None)(lambda: lengths.randint(2, 7)))
         api.depth = draw(normal(None)(10, 15))
+    if api.depth is api.offset_max is None:
+        api.cut = draw(normal(str)(lambda since: api.stamp(instant(since).replace(second=0))))
+    api.counts_all = draw(normal(False)(True))
     api.exclusive = draw(normal(False)(True))
     lookback = draw(st.sampled_from([1, 2, 60] if api.exclusive else [0, 0, 0, 1, 60]))
     configuration = {
@@ -136,7 +147,7 @@ def lost_users(update, history, tolerated: tuple) -> list:
         api.before = []
         api.now += timedelta(seconds=2 * LATE)
         api.commit()
-        assume(can_be_paged(api))
+        assume(api.users and can_be_paged(api))
         run(update, history, destination, ())
     marks = update is connector.update and history.configuration["mark_deleted"] == "true"
     assert (GHOST in destination.deleted) == marks
@@ -151,7 +162,7 @@ def lost_users(update, history, tolerated: tuple) -> list:
 
 def can_be_paged(api: MemoryApi) -> bool:
     """Whether no more users were updated within a second than the API lets be paged through."""
-    times = sorted(connector.parse_time(user[UPDATED_AT]) for user in api.users.values())
+    times = sorted(instant(user[UPDATED_AT]) for user in api.users.values())
     deepest = min(api.offset_max or len(times), api.depth or len(times))
     together = zip(times, times[deepest - 1 :], strict=False)
     return all(later - earlier > timedelta(seconds=1) for earlier, later in together)
@@ -183,7 +194,10 @@ def tell(history):
     """Print a history as a story, if it turns out to be one that fails."""
     api = history.api
     note(f"settings: {history.configuration}, windows of {history.window_rows}")
-    ways = "stamp skew page_cap page_lengths total_cap total_excess offset_max depth exclusive seconds_per_request"
+    ways = (
+        "stamp skew page_cap page_lengths total_cap total_excess counts_all offset_max depth "
+        "exclusive compares_texts cut seconds_per_request"
+    )
     note(
         "API: "
         + ", ".join(f"{way}={getattr(api, way)}" for way in ways.split() if getattr(api, way))

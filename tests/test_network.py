@@ -42,7 +42,7 @@ def test_an_https_proxy_is_asked_to_connect(sync, monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         Thread(target=proxy.serve_forever, daemon=True).start()
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.server_port}")
-        with pytest.raises(connector.SyncError, match=r"no connection to users\.invalid"):
+        with pytest.raises(connector.SyncError, match=r"users\.invalid"):
             sync(base_url="https://users.invalid/users")
         proxy.shutdown()
     assert asked[0] == "users.invalid:443"
@@ -59,7 +59,7 @@ def test_a_certificate_authority_of_ones_own_is_honored(sync, monkeypatch, tmp_p
         server.socket = context.wrap_socket(server.socket, server_side=True)
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"https://localhost:{server.server_port}/users"
-        with pytest.raises(connector.SyncError, match="no secure connection to localhost"):
+        with pytest.raises(connector.SyncError, match=r"localhost.*certificate"):
             sync(base_url=url)
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
         assert len(sync(base_url=url).table) == 3

@@ -1,16 +1,19 @@
 """What a sync does when nothing goes wrong and nothing moves."""
 
-import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 import connector
-from memory_api import COLUMNS, CREATED_AT, EPOCH, ID, TABLE, UPDATED_AT, envelope, timestamp
+from memory_api import CREATED_AT, EPOCH, ID, UPDATED_AT, timestamp
 
 
 def test_the_schema_is_one_table_with_its_key_and_typed_columns():
-    assert connector.schema({}) == [{"table": TABLE, "primary_key": [ID], "columns": COLUMNS}]
+    texts = dict.fromkeys(("id", "name", "email", "address", "company", "job"), "STRING")
+    times = dict.fromkeys(("updatedAt", "createdAt"), "UTC_DATETIME")
+    assert connector.schema({}) == [
+        {"table": "user", "primary_key": ["id"], "columns": texts | times}
+    ]
 
 
 def test_the_first_sync_reads_every_user(api, sync):
@@ -73,7 +76,7 @@ def test_every_page_is_checkpointed_after_its_rows_and_never_ahead_of_them(api, 
         if kind == "upsert":
             delivered.append(value[UPDATED_AT])
         else:
-            assert connector.parse_time(value["last_updated_at"]) == delivered[-1]
+            assert value == {"last_updated_at": timestamp(delivered[-1])}
         kinds.append(kind[0])
     assert "".join(kinds).count("c") == 3
     assert kinds[-1] == "c"
@@ -84,19 +87,13 @@ def test_the_state_has_one_key_and_the_value_is_the_apis_own_string(api, sync):
     assert sync().state == {"last_updated_at": "2024-01-15T10:30:00.1234567+02:00"}
 
 
-def test_a_page_size_of_1_is_taken_as_2_since_pages_overlap_by_a_user(api, sync):
-    api.add(5)
-    assert list(sync(page_size="1").table) == list(api.users)
-    assert {request["limit"] for request in api.requests} == {"2"}
-
-
 def test_a_page_size_the_api_refuses_is_halved_until_it_is_taken(api, sync, capsys):
     api.add(120)
     api.limit_max = 30
     assert list(sync().table) == list(api.users)
     assert [request["limit"] for request in api.requests[:3]] == ["100", "50", "25"]
     assert {request["limit"] for request in api.requests[2:]} == {"25"}
-    assert capsys.readouterr().out.count("pages of 100 rows") == 1
+    assert "pages of 25 rows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cap", [2, 7, 50, 99])
@@ -133,31 +130,6 @@ def test_what_is_no_text_in_a_string_column_is_stored_as_json(api, sync, value, 
     assert sync().table["1"]["name"] == stored
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/json", "text/plain", "text/html; charset=iso-8859-1", ""]
-)
-def test_json_is_read_as_utf_8_whatever_type_the_api_says_it_has(api, sync, content_type):
-    user = {ID: "1", "name": "Zo\u00eb", UPDATED_AT: "2024-01-15T10:30:00Z"}
-    body = json.dumps(envelope([user], 1), ensure_ascii=False)
-    api.answers = {1: (200, {"Content-Type": content_type}, body)}
-    assert sync().table["1"]["name"] == "Zo\u00eb"
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-le"])
-def test_json_in_another_unicode_encoding_is_read(api, sync, encoding):
-    user = {ID: "1", "name": "Zo\u00eb", UPDATED_AT: "2024-01-15T10:30:00Z"}
-    body = json.dumps(envelope([user], 1), ensure_ascii=False).encode(encoding)
-    api.answers = {1: (200, {}, body)}
-    assert sync().table["1"]["name"] == "Zo\u00eb"
-
-
-def test_half_an_emoji_which_is_no_utf_8_is_replaced(api, sync):
-    user = {ID: "1", "name": "Jo \ud83d\ude00 \ud83d", UPDATED_AT: "2024-01-15"}
-    body = json.dumps(envelope([user], 1))
-    api.answers = {1: (200, {}, body)}
-    assert sync().table["1"]["name"] == "Jo \U0001f600 ?"
-
-
 def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, sync):
     api.add(1, **{CREATED_AT: None})
     row = sync().table["1"]
@@ -171,7 +143,6 @@ def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, syn
         ("2024-01-15T10:30:00Z", (2024, 1, 15, 10, 30)),
         ("2024-01-15T10:30:00", (2024, 1, 15, 10, 30)),
         ("2024-01-15 10:30:00", (2024, 1, 15, 10, 30)),
-        ("2024-01-15t10:30:00z", (2024, 1, 15, 10, 30)),
         ("2024-01-15", (2024, 1, 15)),
         ("2024-01-15T10:30Z", (2024, 1, 15, 10, 30)),
         ("2024-01-15T10:30:00+02:00", (2024, 1, 15, 8, 30)),
@@ -184,16 +155,8 @@ def test_times_are_stored_as_datetimes_and_a_missing_created_at_as_null(api, syn
         ("0001-01-01T00:00:00Z", (1, 1, 1)),
     ],
 )
-def test_a_time_is_read_in_every_form_an_api_may_use(text, time):
-    assert connector.parse_time(text) == datetime(*time, tzinfo=timezone.utc)
-
-
-NO_TIMES = ["", "yesterday", "1705314600", "1705314600.5", "1711122310123", 1705314600, None]
-NO_TIMES += ["20240115T103000Z", "2024-13-01", "2024-1-5", "\uff12024-01-15"]
-NO_TIMES += ["0001-01-01T00:00:00+02:00"]  # in UTC, it is in no year
-
-
-@pytest.mark.parametrize("value", NO_TIMES)
-def test_what_is_no_time_is_not_taken_for_one(value):
-    with pytest.raises(ValueError, match="should be an ISO 8601 date and time"):
-        connector.parse_time(value)
+def test_a_time_is_read_in_every_form_an_api_may_use(api, sync, text, time):
+    api.add(1, **{UPDATED_AT: text, CREATED_AT: text})
+    api.now = EPOCH + timedelta(days=30)
+    row = sync().table["1"]
+    assert row[UPDATED_AT] == row[CREATED_AT] == datetime(*time, tzinfo=UTC)
