@@ -1,11 +1,12 @@
-"""Measures the connector against the plain loop, and against the floor: the same rows written with no API at all.
+"""Compares the connector with two loops: what they lose of a list that changes, and how long they take.
 
-Run it by hand: `python tests/benchmark.py`. Each run is a process of its own, against an API on loopback in another,
-and the contenders take turns. It prints medians, and the ratios to the plain loop and to the floor. With `row` it
-prints instead what a row costs the connector itself, and the SDK.
+Run it by hand: `python tests/benchmark.py`. Times are multiples of the floor, the time that writing the same rows takes
+with no API at all. Each run is a process of its own, against an API on loopback in another, and the contenders take
+turns; what is printed are medians.
 """
 
 import argparse
+import importlib
 import json
 import statistics
 import subprocess
@@ -14,7 +15,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,15 @@ from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
 PROJECT = Path(__file__).resolve().parent.parent
-CONTENDERS = ("floor", "plain loop", "1 at a time", "connector")
+CONTENDERS = ("floor", "plain loop", "short loop", "connector", "1 at a time")
+MODULES = {
+    "plain loop": "plain_loop",
+    "short loop": "short_loop",
+    "connector": "connector",
+    "1 at a time": "connector",
+}
 PAGE_SIZE = 100
-EPOCH = datetime(2024, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def make_users(count: int) -> list:
@@ -66,7 +73,7 @@ class Api(BaseHTTPRequestHandler):
         parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
         start = bisect_left(self.times, parameters.get("updated_since", ""))
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
-        self.counts.update(requests=1, skipped=offset)
+        self.counts.update(requests=1)
         page = self.users[start + offset : start + offset + limit]
         time.sleep(self.delay)
         self.answer(
@@ -80,10 +87,6 @@ class Api(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-
-    def setup(self):
-        self.counts.update(connections=1)
-        super().setup()
 
     def log_message(self, format, *args):
         pass
@@ -106,8 +109,6 @@ def serve(count: int, delay: float):
 def run(contender: str, count: int, url: str, nowhere: bool):
     """Run one sync of a contender in this process, and print what it cost."""
     sys.path.insert(0, str(PROJECT))
-    import connector as ours
-    import plain_loop
     import sdk
 
     configuration = {"base_url": url, "page_size": str(PAGE_SIZE)}
@@ -116,7 +117,7 @@ def run(contender: str, count: int, url: str, nowhere: bool):
     if contender == "floor":
         connector = floor(count)
     else:
-        module = plain_loop if contender == "plain loop" else ours
+        module = importlib.import_module(MODULES[contender])
         connector = module.connector
     if nowhere:
         rows = []
@@ -141,7 +142,7 @@ def floor(count: int):
     from fivetran_connector_sdk import Connector
     from fivetran_connector_sdk import Operations as op
 
-    import connector as ours
+    import plain_loop
 
     def update(configuration: dict, state: dict):
         for start in range(0, count, PAGE_SIZE):
@@ -149,12 +150,12 @@ def floor(count: int):
                 op.upsert("user", row)
             op.checkpoint({"last_updated_at": rows[start]["name"]})
 
-    created = datetime(2023, 6, 1, 12, tzinfo=timezone.utc)
+    created = datetime(2023, 6, 1, 12, tzinfo=UTC)
     rows = [
         user | {"createdAt": created, "updatedAt": EPOCH + timedelta(seconds=number)}
         for number, user in enumerate(make_users(count))
     ]
-    return Connector(update=update, schema=ours.schema)
+    return Connector(update=update, schema=plain_loop.schema)
 
 
 def peak_memory() -> float:
@@ -169,58 +170,15 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def show_row_cost(count: int):
-    """Print what a user costs the connector itself, from parsed JSON to row, and what the same row costs the SDK."""
+def missing_users(contender: str, changes: int) -> int:
+    """Return how many users of a list that changes two syncs leave out; during the second, nothing changes."""
     sys.path.insert(0, str(PROJECT))
-    from fivetran_connector_sdk import Connector
-    from fivetran_connector_sdk import Operations as op
-
-    import connector as ours
-    import sdk
-
-    users = make_users(count)
-    answers = [
-        {"data": users[at : at + PAGE_SIZE], "total": count} for at in range(0, count, PAGE_SIZE)
-    ]
-    seconds = {}
-
-    def update(configuration: dict, state: dict):
-        began = time.process_time()
-        pages = [ours.parse_page(answer, 0).rows for answer in answers]
-        seconds["connector"] = time.process_time() - began
-        began = time.process_time()
-        for page in pages:
-            for row in page:
-                op.upsert("user", row.record)
-        seconds["SDK"] = time.process_time() - began
-
-    with tempfile.TemporaryDirectory() as folder:
-        sdk.run(Connector(update=update, schema=ours.schema), Path(folder), {})
-    share = seconds["connector"] / seconds["SDK"]
-    print(
-        f"A row costs the connector {seconds['connector'] / count * 1e6:.1f} us and an upsert of the SDK "
-        f"{seconds['SDK'] / count * 1e6:.1f} us, {share:.3f} of it"
-    )
-
-
-def show_losses():
-    """Print how many users of a moving list two syncs leave out, the second after it has come to rest."""
     import demo
+    import http_server
     import sdk
 
     sdk.Logging.LOG_LEVEL = sdk.Logging.Level.WARNING
-    print(f"Users missing, of {demo.USERS:,}, in pages of {PAGE_SIZE}")
-    print("changes a page " + "".join(f"{name:>16}" for name in demo.READERS))
-    for changes in (0, 1, 5, 20):
-        missing = [
-            missing_users(reader, demo.MovingApi(changes)) for reader in demo.READERS.values()
-        ]
-        print(f"{changes:<15}" + "".join(f"{count:16}" for count in missing))
-
-
-def missing_users(reader, api) -> int:
-    import http_server
-
+    reader, api = importlib.import_module(MODULES[contender]), demo.MovingApi(changes)
     names, state = {}, {}
     reader.op = SimpleNamespace(
         upsert=lambda table, row: names.update({row["id"]: row["name"]}),
@@ -252,7 +210,7 @@ def measure(contender: str, count: int, url: str, nowhere: bool) -> dict:
     if child.returncode:
         raise SystemExit(child.stdout + child.stderr)
     with urlopen(counts_url) as response:
-        counts = {"requests": 0, "skipped": 0, "connections": 0} | json.load(response)
+        counts = {"requests": 0} | json.load(response)
     (figures,) = (line for line in child.stdout.splitlines() if line.startswith('{"cpu"'))
     return {**json.loads(figures), **counts}
 
@@ -283,64 +241,74 @@ def compare(count: int, delay: int, runs: int, contenders: list, nowhere: bool) 
 
 
 def show(delay: int, medians: dict):
+    """Print all figures at a delay, in full."""
     print(f"\nAn answer takes {delay} ms")
-    print(
-        f"{'':12}{'wall s':>9}{'/ floor':>9}{'/ plain':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}{'skipped':>12}"
-    )
+    print(f"{'':12}{'wall s':>9}{'/ floor':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}")
     for contender, figures in medians.items():
-        ratios = [
-            f"{figures['wall'] / medians[other]['wall']:.2f}" if other in medians else ""
-            for other in CONTENDERS[:2]
-        ]
         print(
-            f"{contender:12}{figures['wall']:9.2f}{ratios[0]:>9}{ratios[1]:>9}{figures['cpu']:9.2f}"
-            f"{figures['memory']:9.0f}{figures['requests']:10.0f}{figures['skipped']:12,.0f}",
+            f"{contender:12}{figures['wall']:9.2f}{multiple(medians, contender):>9}"
+            f"{figures['cpu']:9.2f}{figures['memory']:9.0f}{figures['requests']:10.0f}",
             flush=True,
         )
+
+
+def multiple(medians: dict, contender: str) -> str:
+    """Return the time of a contender as a multiple of the floor."""
+    floor = medians.get("floor")
+    return f"{medians[contender]['wall'] / floor['wall']:.2f}" if floor else ""
+
+
+def show_summary(delays: dict, contenders: list):
+    """Print the table of the README."""
+    print("\n| | " + " | ".join(contenders) + " |\n" + "| --- " * (len(contenders) + 1) + "|")
+
+    def row(title: str, cells):
+        print(f"| {title} | " + " | ".join(map(str, cells)) + " |")
+
+    for changes in (0, 1, 5, 20):
+        title = f"rows missing, of 5,000, if {changes} change before a page"
+        row(title, [missing_users(name, changes) for name in contenders])
+    for delay, medians in delays.items():
+        title = f"time, in floors, if an answer takes {delay} ms"
+        row(title, [multiple(medians, name) for name in contenders])
+    row("requests", [f"{medians[name]['requests']:.0f}" for name in contenders])
+    files = [(PROJECT / "tests" / f"{MODULES[name]}.py") for name in contenders]
+    files = [path if path.exists() else PROJECT / path.name for path in files]
+    row("lines of code", [len(path.read_text("utf-8").splitlines()) for path in files])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "command", nargs="?", choices=["compare", "row", "loss", "serve", "run"], default="compare"
+        "command", nargs="?", choices=["compare", "serve", "run"], default="compare"
     )
     parser.add_argument("contender", nargs="?", choices=CONTENDERS)
-    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--runs", type=int, default=3, help="of each contender and delay")
     parser.add_argument(
-        "--runs", type=int, default=3, help="of each contender at each delay (default 3)"
+        "--delay", type=int, nargs="*", default=[0, 100, 400], help="milliseconds an answer takes"
     )
-    parser.add_argument(
-        "--delay",
-        type=float,
-        nargs="*",
-        default=[0, 50, 100, 400],
-        help="milliseconds an answer takes",
-    )
-    parser.add_argument(
-        "--only", nargs="*", choices=CONTENDERS, default=CONTENDERS, help="contenders to run"
-    )
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=CONTENDERS[:4])
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument(
         "--nowhere", action="store_true", help="write nowhere: what reading alone costs"
     )
     options = parser.parse_args()
-    if options.nowhere:
-        options.only = [contender for contender in options.only if contender != "floor"]
     if options.command == "serve":
         serve(options.users, options.delay[0] / 1000)
-    elif options.command == "loss":
-        show_losses()
-    elif options.command == "row":
-        show_row_cost(options.users)
     elif options.command == "run":
         run(options.contender, options.users, options.url, options.nowhere)
     else:
+        contenders = [name for name in options.only if not (options.nowhere and name == "floor")]
         print(f"{options.users:,} users, pages of {PAGE_SIZE}, medians of {options.runs}")
+        delays = {}
         for delay in options.delay:
-            medians = compare(
-                options.users, round(delay), options.runs, list(options.only), options.nowhere
+            delays[delay] = compare(
+                options.users, delay, options.runs, contenders, options.nowhere
             )
-            show(round(delay), medians)
+            show(delay, delays[delay])
+        if not options.nowhere:
+            show_summary(delays, [name for name in contenders if name != "floor"])
 
 
 if __name__ == "__main__":

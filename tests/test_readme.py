@@ -9,14 +9,12 @@ README = (sdk.PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_settings_is_what_the_connector_declares():
-    table, descriptions = "| Setting | Default | Allowed |\n| --- | --- | --- |\n", ""
+    table = "| Setting | Default | What it does, and what is allowed |\n| --- | --- | --- |\n"
     for name, field in connector.Settings.model_fields.items():
         default = "" if field.default in (None, SecretStr("")) else f"`{field.default}`".lower()
         default = "required" if field.is_required() else default
-        table += f"| `{name}` | {default} | {field.metadata[-1]} |\n"
-        descriptions += f"- `{name}`: {field.description} "
+        table += f"| `{name}` | {default} | {field.description} |\n"
     assert f"\n\n{table}\n" in README
-    assert " ".join(descriptions.split()) in " ".join(README.split())
 
 
 def test_no_line_is_wider_than_120():
