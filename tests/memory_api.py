@@ -71,6 +71,7 @@ class MemoryApi:
         self.seconds_per_request = 1
         self._late = []  # changes that are not visible yet: from when on they are, and the user
         self._added = 0
+        self._sorted = None  # its users, until one changes
         self._lock = Lock()
 
     # What its users are
@@ -111,6 +112,7 @@ class MemoryApi:
     def delete(self, *ids: str) -> None:
         for id in ids:
             del self.users[id]
+        self._sorted = None
 
     def updated_at(self, id: str) -> str:
         return self.users[id][UPDATED_AT]
@@ -120,6 +122,7 @@ class MemoryApi:
             self._late.append((self.now + timedelta(seconds=late), user))
         else:
             self.users[user[ID]] = user
+            self._sorted = None
 
     def commit(self):
         """Make the late changes visible whose time has come."""
@@ -128,25 +131,24 @@ class MemoryApi:
             before = self.users.get(user[ID])
             if before is None or instant(before[UPDATED_AT]) <= instant(user[UPDATED_AT]):
                 self.users[user[ID]] = user
+                self._sorted = None
 
     # What it answers
 
     def sorted_users(self) -> list:
-        users = (
-            sorted(self.users.values(), key=self.tie_order)
-            if self.tie_order
-            else list(self.users.values())
-        )
-        return sorted(users, key=lambda user: instant(user[UPDATED_AT]))
+        if self._sorted is None or self.tie_order:
+            users = self.users.values()
+            users = sorted(users, key=self.tie_order) if self.tie_order else users
+            self._sorted = sorted(users, key=lambda user: instant(user[UPDATED_AT]))
+        return self._sorted
 
     def page(self, parameters: dict) -> dict:
         users = all_users = self.sorted_users()
         if since := parameters.get("updated_since"):
             read = str if self.compares_texts else instant
             since = read(self.cut(since))
-            times = [read(user[UPDATED_AT]) for user in users]
             find = bisect_right if self.exclusive else bisect_left
-            users = users[find(times, since) :]
+            users = users[find(users, since, key=lambda user: read(user[UPDATED_AT])) :]
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
         length = min(
             limit, self.page_cap or limit, self.page_lengths() if self.page_lengths else limit
