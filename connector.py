@@ -56,16 +56,12 @@ class Refused(SyncError):
     """The API does not accept the page size or the offset of a request."""
 
 
-class TooLarge(Refused):
-    """The API does not accept the page size."""
-
-
 class Unavailable(SyncError):
     """A retry may succeed, after `retry_after` seconds (0: unknown) if the API asks to wait."""
 
-    def __init__(self, message: str, retry_after: float | None = None, is_timeout: bool = False):
+    def __init__(self, message: str, retry_after: float | None = None, timeouts: int = 0):
         super().__init__(message)
-        self.retry_after, self.is_timeout = retry_after, is_timeout
+        self.retry_after, self.timeouts = retry_after, timeouts  # a page too large counts as two
 
 
 # Connector
@@ -108,9 +104,9 @@ def read_state(state: dict) -> "Timestamp":
 def next_cursor(cursor: "Timestamp", rows: list, started: datetime) -> "Timestamp":
     """Return the cursor to checkpoint after a page: the time of its last row that has settled.
 
-    A row has settled if it was updated at least 10 seconds before the sync started, by the API's
-    clock: in front of younger rows others may still appear, so the next sync reads those again.
-    The cursor stays as it is as long as no row has settled, and never goes back.
+    It was updated at least 10 seconds before the sync started, by the API's clock: in front of
+    younger rows others may still appear, so the next sync reads those again. The cursor never
+    goes back, and stays as it is as long as no row has settled.
     """
     settled = started - SETTLING_TIME
     times = (row[UPDATED_AT] for row in reversed(rows) if row[UPDATED_AT] <= settled)
@@ -131,9 +127,9 @@ def with_progress(reader: "Reader") -> Iterator[list]:
                 f"{reader.rows_read:,} rows ({percent} %), up to {rows[-1][UPDATED_AT].text}."
             )
     log.info(
-        f"Done in {monotonic() - began:.0f} s, of which {reader.source.waited:.0f} s waiting for "
-        f"the API. Rows: {reader.rows_read:,}, retries: {reader.source.retries:,}, pages read "
-        f"again as they had moved: {reader.pages_dropped:,}."
+        f"Done in {monotonic() - began:.0f} s, {reader.source.waited:.0f} s waiting for the API. "
+        f"Rows: {reader.rows_read:,}, retries: {reader.source.retries:,}, pages that had moved: "
+        f"{reader.pages_dropped:,}."
     )
     if reader.cursor != LIST_START and not reader.rows_read:
         log.warning(
@@ -210,9 +206,10 @@ class RowsRead:
 class Window:
     """Where reading stands in the rows updated since a time, which are paged by offset."""
 
-    def __init__(self, since: Timestamp):
+    def __init__(self, since: Timestamp, read_until: Timestamp):
         self.since = since
-        self.excess = timedelta(0)  # how much earlier than `since` its first row is
+        self.read_until = read_until  # what had been read when it began
+        self.cost = timedelta(0)  # how much of that its first page shows again
         self.offset = 0  # of the next page
         self.overlap = 1  # rows that the next page shares with the one before
         self.first_id = None  # of the page before
@@ -221,9 +218,10 @@ class Window:
 class Reader:
     """Reads all rows updated since a cursor, page after page, without a gap (see `RowsRead`).
 
-    Each page overlaps the one before by a row, so that it begins with a row that has been read. If
-    it does not, the list has moved: a setback. Reading goes on in a later window, which begins at
-    the last timestamp read, or if this one began there already, further in front in this one.
+    Each page overlaps the one before by a row (or by the ties at its end and a row in front, as
+    they may change places), so that it begins with a row that has been read. If it does not, the
+    list has moved: a setback. Reading goes on in a later window, which begins at the last
+    timestamp read, or if this one began there already, further in front in this one.
     """
 
     def __init__(self, client: "Client", cursor: Timestamp):
@@ -231,17 +229,13 @@ class Reader:
         self.since = cursor.earlier(self.settings.lookback_seconds)
         if cursor == LIST_START and self.settings.start_date:
             self.since = self.settings.start_date
-        self.window: Window | None = Window(self.since)  # None: at the end
+        self.window: Window | None = Window(self.since, LIST_START)  # None: at the end
         self.rows_read = self.rows_left = self.pages_dropped = 0
-        self._client = client
-        self._read = RowsRead()
+        self._client, self._read = client, RowsRead()
         self._setbacks = self._young_pages = 0
 
     def pages(self) -> Iterator[list]:
-        """Yield the new rows of each page. While they are written, the next pages arrive.
-
-        Raises `SyncError` if the API gives no page, or none that continues the list.
-        """
+        """Yield the new rows of each page, while the next ones arrive. Raises `SyncError`."""
         while self.window:
             try:
                 page = self.source.get(self.window.since, self.window.offset, self.window.overlap)
@@ -258,21 +252,34 @@ class Reader:
                 yield new
 
     def _continues(self, page: "Page") -> bool:
-        """Return whether a page leaves no gap, and its order is one that the list can have."""
-        if page.offset > 0 and not (page.rows and page.rows[0] in self._read):
+        """Return whether a page leaves no gap, and ties have kept their order if they must."""
+        rows, last = page.rows, self._read.last
+        if page.offset > 0 and not (rows and rows[0] in self._read):
             return False
-        # Ties have a stable order: rows that have been read stand in front of those that have not
+        begins_in_ties = page.offset > 0 and rows[0][UPDATED_AT] == last
+        if begins_in_ties and self._tie_overlap() > 1:
+            return False  # it should begin before them
+        may_end_in_ties = rows and rows[-1][UPDATED_AT] == last and not self._is_last(page)
         unstable = UNSTABLE_TIME + timedelta(seconds=self.settings.lookback_seconds)
-        stable_until = self._client.started - unstable
-        was_read = [row in self._read for row in page.rows if row[UPDATED_AT] < stable_until]
+        if last >= self._client.started - unstable or not (begins_in_ties or may_end_in_ties):
+            return True  # all ties are on the page
+        was_read = [row[ID] in self._read.ids for row in rows if row[UPDATED_AT] == last]
         return was_read == sorted(was_read, reverse=True)
+
+    def _tie_overlap(self) -> int:
+        """Return the overlap with the last ties and a row in front, 1 if they are none or many."""
+        ties = len(self._read.ids)
+        return ties + 1 if 1 < ties < self.source.page_length // 2 else 1
+
+    def _is_last(self, page: "Page") -> bool:
+        return page.end >= page.total and len(page.rows) < self.source.page_length
 
     def _set_back(self, page: "Page"):
         """Read on after a page that leaves a gap."""
         window = self.window
         self.pages_dropped += 1
         self._count_setback(page)
-        if later := self._later_window(window.excess):
+        if later := self._later_window(window.cost):
             self.window = later
         else:  # more rows share the last timestamp than fit on a page: a page back, then two, four
             back = self.source.page_length * 2 ** (self._setbacks - 1)
@@ -284,29 +291,29 @@ class Reader:
         if self._setbacks > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
-                f"at offset {page.offset} of {page.total} rows. The API must honor offset, return "
-                f"at least 2 rows per page, and rows with one {UPDATED_AT} in a stable order, as "
-                f"by {ID}. If it cannot, set page_size above the number of rows that share a time "
-                f"(at least {len(self._read.ids)}), or are left out side by side."
+                f"at offset {page.offset} of {page.total} rows. It must honor offset, have 2 rows "
+                f"a page or more, and ties in a stable order, as by {ID}. Else set page_size to "
+                f"over twice the rows of one {UPDATED_AT} (at least {len(self._read.ids)}), or "
+                "those that are left out side by side."
             )
 
     def _later_window(self, cost: timedelta = timedelta(0)) -> Window | None:
         """Return a window that begins at the last timestamp read, None if it is not worth it.
 
-        A filter that cuts times, to the day say, lets each window repeat rows: that is its cost,
-        and it should begin later than this one by more than that.
+        It has to begin later than this one by more than its cost, the time of rows it repeats:
+        some filters cut times, to the day for instance.
         """
         # with a lookback, `updated_since` may leave out rows of that very timestamp
         since = self._read.last.earlier(min(self.settings.lookback_seconds, 1))
-        return Window(since) if since - self.window.since > cost else None
+        return Window(since, self._read.last) if since - self.window.since > cost else None
 
     def _after_refusal(self, refusal: Refused):
         """Read on in a later window after the API refused an offset."""
         later = self._later_window()
         if not later:
             raise SyncError(
-                f"More rows share {UPDATED_AT} {self._read.last.text} than the API lets be paged "
-                f"through. Set page_size above their number. {refusal}"
+                f"More rows share {UPDATED_AT} {self._read.last.text}, or the second before, than "
+                f"the API lets be paged through. Set page_size above their number. {refusal}"
             )
         self.source.max_end = self.window.offset
         self.window = later
@@ -315,23 +322,23 @@ class Reader:
         """Decide where to read on after a page that continues the list, or that it has ended."""
         window = self.window
         if page.offset == 0 and page.rows:
-            window.excess = max(window.since - page.rows[0][UPDATED_AT], timedelta(0))
-        window.overlap = min(window.overlap, self.source.page_length // 2)
+            window.cost = max(window.read_until - page.rows[0][UPDATED_AT], timedelta(0))
+        overlap = max(window.overlap, self._tie_overlap())
+        window.overlap = min(overlap, self.source.page_length // 2)
         window.offset = max(page.end - window.overlap, page.offset + 1)
         self.rows_read, self.rows_left = self.rows_read + len(new), max(page.total - page.end, 0)
         if new:
             self._setbacks = 0
         if self._client.started <= self._read.last <= self._client.now + SETTLING_TIME:
             self._young_pages += 1  # later times than now are those of APIs in another zone
-        is_full, is_beyond = len(page.rows) >= self.source.page_length, page.end > page.total
-        if page.end >= page.total and not is_full and not (is_beyond and new):
+        if self._is_last(page) and not (new and page.end > page.total):
             self.window = None  # else the total is too small
         elif self._young_pages > MAX_YOUNG_PAGES:
             self.window = None  # it changes faster than it is read: the next sync goes on
         elif not new or len(page.rows) == 1:  # a single row cannot be overlapped
             self._after_dead_end(page)
         elif window.offset + self.source.limit > self.source.max_end:
-            self.window = self._later_window(window.excess) or window
+            self.window = self._later_window(window.cost) or window
         window.first_id = page.rows[0][ID] if page.rows else None
 
     def _after_dead_end(self, page: "Page"):
@@ -355,7 +362,7 @@ class Reader:
         if (is_much and page.end >= CUT_ROWS) or (not self.rows_read and self.since == LIST_START):
             raise SyncError(f"{problem}. Its total is too large, or it cuts off its list.")
         if is_much:
-            log.warning(f"{problem}. Its total is too large, or it leaves rows out.")
+            log.warning(f"{problem}. Its total counts too many, or it leaves rows out.")
 
     def _has_rows(self, offset: int, end: int) -> bool:
         """Return whether there are rows at an offset, or if it is refused, nearer to `end`."""
@@ -389,10 +396,8 @@ class PageSource:
         self.limit = client.settings.page_size  # rows to ask for
         self.page_length = self.limit  # rows on a full page, as far as is known
         self.max_end = WINDOW_ROWS  # the largest offset plus limit
-        self.retries = 0
-        self.waited = 0.0  # seconds in which there was nothing to do but wait for a page
-        self._client = client
-        self._tries = tries
+        self.retries, self.waited = 0, 0.0  # seconds with nothing to do but wait for a page
+        self._client, self._tries = client, tries
         self._timeouts = 0  # of the present page
         self._least = max(self.limit // 4, 2)  # rows to ask for, whatever times out
         self._in_flight = {}  # the future of each request
@@ -418,7 +423,7 @@ class PageSource:
         try:
             page = retrying(self._take, since, offset, overlap)
         except Refused as refusal:
-            if offset > 0 and not isinstance(refusal, TooLarge):
+            if offset > 0:
                 raise
             if self.limit == 2:
                 raise SyncError(f"The API gives no page of any size: {refusal}") from None
@@ -427,8 +432,8 @@ class PageSource:
             return self.get(since, offset, overlap)
         except Unavailable as error:
             tries = retrying.statistics["attempt_number"]
-            problem = f"The API gave no page at offset {offset}, in {tries} tries: {error}"
-            raise SyncError(f"{problem}. Nothing is lost: the next sync goes on here.") from None
+            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})"
+            raise SyncError(f"{problem}. The next sync goes on here.") from None
         if page.end < page.total and len(page.rows) not in (0, 1, self.page_length):
             self.page_length = len(page.rows)
             if offset > 0:
@@ -462,7 +467,7 @@ class PageSource:
 
     def _is_last_try(self, attempt: tenacity.RetryCallState) -> bool:
         error = attempt.outcome.exception()
-        is_there = self._client.started or error.is_timeout or error.retry_after is not None
+        is_there = self._client.started or error.timeouts or error.retry_after is not None
         return attempt.attempt_number >= min(TRIES if is_there else FIRST_TRIES, self._tries)
 
     def _before_try(self, attempt: tenacity.RetryCallState):
@@ -478,8 +483,9 @@ class PageSource:
         log.warning(f"No page: {error}. Trying again in {attempt.upcoming_sleep:.0f} s.")
         if error.retry_after is not None:
             self._most = self._allowed = max(self._allowed // 2, 1)
-        self._timeouts += error.is_timeout
-        if error.is_timeout and self._timeouts in (2, 4) and self.limit // 2 >= self._least:
+        self._timeouts += error.timeouts
+        if self._timeouts >= 2 and self.limit // 2 >= self._least:
+            self._timeouts = 0
             self._ask_for_less()
 
     def _ask_for_less(self):
@@ -588,7 +594,7 @@ class Client:
             text = response.text  # in the encoding that its header names
         try:
             text = json.dumps(json.loads(text), ensure_ascii=False)
-            return json.loads(text.encode("utf-8", "replace"))
+            return from_json(text.encode("utf-8", "replace"))
         except (ValueError, RecursionError):
             kind = self.settings.hide_secrets(response.headers.get("Content-Type", "no type"))
             raise Unavailable(f"a body that is not JSON ({kind}; is base_url the API?)") from None
@@ -600,15 +606,15 @@ class Client:
         advice = {401: ", check api_key", 403: ", check api_key", 404: ", check base_url"}
         body = self.settings.hide_secrets(response.content.decode("utf-8", "replace"))[:200]
         explained = f"{status} at offset {offset}{advice.get(code, '')}: {body}"
-        if code in (400, 413, 422):  # waiting would not help
-            return TooLarge(explained) if code == 413 else Refused(explained)
-        if code not in (408, 425, 429) and code < 500 and seconds is None:
+        if code in (400, 422):  # waiting would not help
+            return Refused(explained)
+        if code not in (408, 413, 425, 429) and code < 500 and seconds is None:
             return SyncError(explained)
         if seconds is not None and seconds > MAX_RETRY_AFTER:
             return SyncError(f"{status}: the API asks to wait {seconds:.0f} s. Sync again then.")
-        hint = " (a smaller page_size may help)" if code >= 500 else ""
+        hint = " (a smaller page_size may help)" if code >= 500 or code == 413 else ""
         wait = 0 if code == 429 and seconds is None else seconds
-        return Unavailable(f"{status}{hint}", wait, is_timeout=code == 504)
+        return Unavailable(f"{status}{hint}", wait, timeouts={504: 1, 413: 2}.get(code, 0))
 
 
 def explain_no_answer(error: Exception, host: str) -> SyncError:
@@ -624,7 +630,7 @@ def explain_no_answer(error: Exception, host: str) -> SyncError:
     is_slow = isinstance(error, requests.ReadTimeout) or isinstance(cause, TimeoutError)
     if is_slow and not isinstance(error, requests.ConnectTimeout):
         problem = f"no answer from {host} within {READ_TIMEOUT} s (a smaller page_size may help)"
-        return Unavailable(problem, is_timeout=True)
+        return Unavailable(problem, timeouts=1)
     is_insecure = isinstance(error, requests.exceptions.SSLError)
     hint = "that it is https, and its certificate" if is_insecure else "base_url, and the server"
     return Unavailable(f"no answer from {host} ({detail}; check {hint})")
@@ -646,7 +652,7 @@ def http_date(response: requests.Response, header: str) -> datetime | None:
         return None
 
 
-# Rows and pages
+# Rows, pages and settings
 
 
 def null_if_unreadable(value: object, read: pydantic.ValidatorFunctionWrapHandler, info):
@@ -680,16 +686,16 @@ COLUMNS = {
 }
 Record = TypedDict("Record", {name: kind for name, (kind, _) in COLUMNS.items()}, total=False)
 Record.__pydantic_config__ = pydantic.ConfigDict(extra="allow")
+Rows = Annotated[list[Record], pydantic.BeforeValidator(lambda rows: rows or [])]
+Total = Annotated[int, Field(ge=0), pydantic.BeforeValidator(lambda total: total or 0)]
 
 
 class Page(BaseModel, hide_input_in_errors=True):
     """An answer of the API: a page of rows, and how many rows match in all."""
 
-    rows: Annotated[list[Record], pydantic.BeforeValidator(lambda rows: rows or [])] = Field(
-        alias="data", repr=False
-    )
+    rows: Rows = Field(alias="data", repr=False)
     # a path: ("meta", "total") is that of {"meta": {"total": 1}}
-    total: int = Field(validation_alias=pydantic.AliasPath("total"), ge=0)
+    total: Total = Field(validation_alias=pydantic.AliasPath("total"))
     offset: Any = None  # optional in the answer; `Client` fills it in
 
     @property
@@ -720,9 +726,6 @@ def explain_validation(error: ValidationError) -> str:
         what = what.removeprefix("Value error, ").removeprefix("Input ")
         faults.append(f"`{path}` {what}" if path else what)
     return "; ".join(faults)
-
-
-# Settings
 
 
 class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
@@ -758,15 +761,13 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
         for _, secret in [("", self.api_key.get_secret_value()), *self.base_url.query_params()]:
             parts = re.findall("[A-Za-z0-9]+", secret)  # JSON, HTML and URLs encode the rest
             if sum(map(len, parts)) > 3:  # less is no secret, but a page number, say
-                text = re.sub(".{1,40}?".join(parts), "***", text, flags=re.DOTALL)
+                spelled = parts[0] + "".join(f"(?>.{{1,40}}?{part})" for part in parts[1:])
+                text = re.sub(spelled, "***", text, flags=re.DOTALL)
         return text
 
 
 def validate_configuration(configuration: dict) -> Settings:
-    """Return the settings of a configuration, in which an empty string means: not set.
-
-    Raises `ValueError` that says what is wrong, and what is allowed.
-    """
+    """Return the settings, in which an empty string means: not set. Raises `ValueError`."""
     values = {name: value for name, value in configuration.items() if value}
     try:
         return Settings.model_validate(values)
@@ -808,14 +809,13 @@ def check_api(source: PageSource, settings: Settings):
     """Check what the README asks of an API. Raises `SyncError` if it does otherwise."""
     first = source.get(LIST_START, 0)
     if len(first.rows) < min(first.total, 2):
-        came = f"The API promises {first.total} rows, but returns {len(first.rows)}"
-        raise SyncError(f"{came}: at least 2 must fit on a page.")
+        raise SyncError(f"The API promises {first.total} rows, at least 2 a page, and does not.")
     if not first.rows:
         return
     second = source.get(LIST_START, first.end - 1)
     ids, last = [row[ID] for row in first.rows], first.rows[-1][UPDATED_AT]
     ids_2 = [row[ID] for row in second.rows]
-    if ids_2 == ids and first.end < first.total:
+    if ids_2 == ids and len(ids) > 1:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
     if ids_2 and ids_2[0] not in ids and second.rows[0][UPDATED_AT] < last:
         raise SyncError("The API sorts only the rows of a page: it must sort all rows.")

@@ -282,6 +282,27 @@ def test_ties_in_an_order_of_their_own_are_read(api, sync):
     assert set(sync().table) == set(api.users)
 
 
+@pytest.mark.parametrize("ties", [2, 3, 10, 40])
+@pytest.mark.parametrize("parallel", ["1", "4"])
+@pytest.mark.parametrize("changes", [0, 3])
+def test_ties_may_change_their_order_with_the_end_of_the_page(api, sync, ties, parallel, changes):
+    """PostgreSQL sorts `order by updated_at limit 100 offset 99` so, without a second column."""
+    for second in range(2000 // ties):
+        api.add(ties, updated_at=EPOCH + timedelta(seconds=second))
+    victims = iter(range(1, 2000, 7))
+
+    def place(user):
+        end = int(api.requests[-1]["offset"]) + int(api.requests[-1]["limit"])
+        return random.Random(f"{user[ID]} {end}").random()
+
+    api.tie_order = place
+    api.before = [lambda: api.touch(*(str(next(victims)) for _ in range(changes)))] * 20
+    table = sync(parallel_requests=parallel).table
+    assert names(table).keys() == names(api.users).keys()
+    api.now += timedelta(seconds=60)
+    assert names(sync().table) == names(api.users)
+
+
 def test_ties_in_a_new_order_each_time_are_an_error_that_says_what_would_help(api, sync):
     api.add(300, updated_at=EPOCH)
     order = random.Random(1)

@@ -73,8 +73,8 @@ def test_a_half_emoji_and_bytes_that_are_no_text_are_replaced(api, sync):
 # Envelopes and statuses
 
 
-@pytest.mark.parametrize("total", ["250", 250.0, "250.0"], ids=repr)
-def test_a_total_may_be_a_text_or_a_decimal(api, sync, total):
+@pytest.mark.parametrize("total", ["250", 250.0, "250.0", None], ids=repr)
+def test_a_total_may_be_a_text_or_a_decimal_or_null(api, sync, total):
     api.add(250)
     page = api.page
     api.page = lambda parameters: page(parameters) | {"total": total}
@@ -350,6 +350,16 @@ def test_a_filter_that_cuts_times_to_the_day_is_read_in_few_requests(api, sync, 
         api.before += [None] * 20 + [lambda number=number: api.touch(str(number * 5 + 1))]
     assert names(sync().table) == names(api.users)
     assert len(api.requests) <= most
+
+
+def test_an_exclusive_filter_over_rows_of_one_second_is_read_in_few_requests(api, sync):
+    """A bulk load stamps 14,000 rows with microseconds of their own."""
+    api.stamp = lambda time: time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    api.exclusive = True
+    for number in range(14_000):
+        api.add(1, updated_at=EPOCH + timedelta(microseconds=50 * number))
+    assert set(sync(lookback_seconds="1").table) == set(api.users)
+    assert len(api.requests) <= 300
 
 
 def test_a_filter_that_cuts_times_to_the_day_may_come_with_refused_depths(api, sync):
