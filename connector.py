@@ -335,7 +335,7 @@ class Reader:
             self.window = None  # else the total is too small
         elif self._young_pages > MAX_YOUNG_PAGES:
             self.window = None  # it changes faster than it is read: the next sync goes on
-        elif not new or len(page.rows) == 1:  # a single row cannot be overlapped
+        elif not new or len(page.rows) <= window.overlap:  # the next page could not overlap it
             self._after_dead_end(page)
         elif window.offset + self.source.limit > self.source.max_end:
             self.window = self._later_window(window.cost) or window
