@@ -57,7 +57,7 @@ class Refused(SyncError):
 
 
 class Unavailable(SyncError):
-    """A retry may succeed, after `retry_after` seconds (0: unknown) if the API asks to wait."""
+    """A retry may succeed: after `retry_after` seconds (0: unknown) if the API asks to wait."""
 
     def __init__(self, message: str, retry_after: float | None = None, timeouts: int = 0):
         super().__init__(message)
@@ -180,11 +180,11 @@ class RowsRead:
 
     The rule: a page leaves no gap if its first row has been read. The list is sorted by timestamp,
     and ties keep their order, so rows may leave the middle, for the end or for good, but only
-    young ones join it (see `next_cursor`). Everything in front of a row that has been read has
-    therefore been read, too, or has left. So nothing unread stands in front of such a page,
-    however many rows have left, and even if the page shows an older state of the list than the
-    page before. A page at offset 0 leaves no gap either: it begins where the sync began, or at a
-    timestamp that has been read.
+    young ones join it, which the next sync reads again (see `next_cursor`). So everything in front
+    of a row that has been read has been read, or has left, and nothing unread stands in front of
+    such a page, however many rows have left, and even if the page shows an older state of the list
+    than the page before. A page at offset 0 leaves no gap either: it begins where the sync began,
+    or at a timestamp that has been read.
     """
 
     def __init__(self):
@@ -209,9 +209,9 @@ class Window:
     def __init__(self, since: Timestamp, read_until: Timestamp):
         self.since = since
         self.read_until = read_until  # what had been read when it began
-        self.cost = timedelta(0)  # how much of that its first page shows again
+        self.cost = timedelta(0)  # how far before that its first row is
         self.offset = 0  # of the next page
-        self.overlap = 1  # rows that the next page shares with the one before
+        self.overlap = 1  # rows that the next page repeats; grows, so that steps stay the same
         self.first_id = None  # of the page before
 
 
@@ -262,7 +262,7 @@ class Reader:
         may_end_in_ties = rows and rows[-1][UPDATED_AT] == last and not self._is_last(page)
         unstable = UNSTABLE_TIME + timedelta(seconds=self.settings.lookback_seconds)
         if last >= self._client.started - unstable or not (begins_in_ties or may_end_in_ties):
-            return True  # all ties are on the page
+            return True  # they are too young to tell, or all on the page
         was_read = [row[ID] in self._read.ids for row in rows if row[UPDATED_AT] == last]
         return was_read == sorted(was_read, reverse=True)
 
@@ -281,7 +281,7 @@ class Reader:
         self._count_setback(page)
         if later := self._later_window(window.cost):
             self.window = later
-        else:  # more rows share the last timestamp than fit on a page: a page back, then two, four
+        else:  # most often, more rows share a time than fit on a page: go back, ever further
             back = self.source.page_length * 2 ** (self._setbacks - 1)
             window.offset = max(page.offset - back, 0)
             window.overlap = self.source.page_length // 2
@@ -300,7 +300,7 @@ class Reader:
     def _later_window(self, cost: timedelta = timedelta(0)) -> Window | None:
         """Return a window that begins at the last timestamp read, None if it is not worth it.
 
-        It has to begin later than this one by more than its cost, the time of rows it repeats:
+        It has to begin later than this one by more than `cost`, which is what this one repeated:
         some filters cut times, to the day for instance.
         """
         # with a lookback, `updated_since` may leave out rows of that very timestamp
@@ -332,7 +332,7 @@ class Reader:
         if self._client.started <= self._read.last <= self._client.now + SETTLING_TIME:
             self._young_pages += 1  # later times than now are those of APIs in another zone
         if self._is_last(page) and not (new and page.end > page.total):
-            self.window = None  # else the total is too small
+            self.window = None  # unless new rows show that the total is too small
         elif self._young_pages > MAX_YOUNG_PAGES:
             self.window = None  # it changes faster than it is read: the next sync goes on
         elif not new or len(page.rows) <= window.overlap:  # the next page could not overlap it
@@ -740,7 +740,7 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     parallel_requests: int = Field(8, ge=1, le=8)
     """The most requests in flight at a time, 1 to 8."""
     lookback_seconds: int = Field(0, ge=0, le=31_536_000)
-    """Seconds before its cursor at which a sync begins, 0 to 31,536,000: as late as rows come."""
+    """How many seconds before its cursor a sync begins, 0 to 31,536,000: how late changes show."""
     mark_deleted: bool = False
     """true or false: whether a full sync that brings rows marks all others as deleted."""
     start_date: Time | None = None
@@ -768,7 +768,7 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
 
 def validate_configuration(configuration: dict) -> Settings:
     """Return the settings, in which an empty string means: not set. Raises `ValueError`."""
-    values = {name: value for name, value in configuration.items() if value}
+    values = {name: value for name, value in configuration.items() if value not in ("", None)}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -823,7 +823,7 @@ def check_api(source: PageSource, settings: Settings):
         raise SyncError("The API's total counts the rows of a page: it must count all that match.")
     since = last.earlier(min(settings.lookback_seconds, 1))  # as `Reader` asks
     recent = source.get(since, 0).rows
-    if recent and recent[0][UPDATED_AT] < since - timedelta(days=1):  # some cut it to the day
+    if recent and since - recent[0][UPDATED_AT] > timedelta(days=1):  # some cut it to the day
         raise SyncError("The API returns rows updated before the time that it is asked for.")
     if not recent or recent[0][UPDATED_AT] > last:
         raise SyncError(
