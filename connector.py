@@ -426,14 +426,14 @@ class PageSource:
             if offset > 0:
                 raise
             if self.limit == 2:
-                raise SyncError(f"The API gives no page of any size: {refusal}") from None
+                raise SyncError(f"The API refuses pages of any size: {refusal}") from None
             self._ask_for_less()
             self._least = max(self.limit // 4, 2)
             return self.get(since, offset, overlap)
         except Unavailable as error:
             tries = retrying.statistics["attempt_number"]
-            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})"
-            raise SyncError(f"{problem}. The next sync goes on here.") from None
+            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})."
+            raise SyncError(problem) from None
         if page.end < page.total and len(page.rows) not in (0, 1, self.page_length):
             self.page_length = len(page.rows)
             if offset > 0:
@@ -555,7 +555,7 @@ class Client:
         try:
             response = self._session.get(url, params=parameters, timeout=timeout)
         except (OSError, ValueError) as error:  # requests' own are OSErrors, urllib3's ValueErrors
-            raise explain_no_answer(error, self.settings.base_url.host) from None
+            raise explain_no_answer(error, self.settings.base_url) from None
         page = self._read(response, request.offset)
         self.now = date - response.elapsed if (date := http_date(response, "Date")) else sent
         self.started = self.started or self.now
@@ -617,9 +617,9 @@ class Client:
         return Unavailable(f"{status}{hint}", wait, timeouts={504: 1, 413: 2}.get(code, 0))
 
 
-def explain_no_answer(error: Exception, host: str) -> SyncError:
+def explain_no_answer(error: Exception, url: HttpUrl) -> SyncError:
     """Return why no answer came, and what to check. The error itself may quote people's data."""
-    cause = error
+    cause, host = error, f"{url.host}:{url.port}"
     while inner := cause.__cause__ or cause.__context__:
         cause = inner
     detail = getattr(cause, "strerror", None) or type(cause).__name__
@@ -632,7 +632,7 @@ def explain_no_answer(error: Exception, host: str) -> SyncError:
         problem = f"no answer from {host} within {READ_TIMEOUT} s (a smaller page_size may help)"
         return Unavailable(problem, timeouts=1)
     is_insecure = isinstance(error, requests.exceptions.SSLError)
-    hint = "that it is https, and its certificate" if is_insecure else "base_url, and the server"
+    hint = "whether it is http, or its certificate" if is_insecure else "base_url, and the server"
     return Unavailable(f"no answer from {host} ({detail}; check {hint})")
 
 
