@@ -21,7 +21,7 @@ class Destination:
         self.table = {}  # by id
         self.deleted = set()  # ids of the rows that are marked as deleted
         self.state = {}
-        self.operations = []  # ("upsert", row), ("checkpoint", state) and ("warning", message), in their order
+        self.operations = []  # ("truncate", None), ("upsert", row) and ("checkpoint", state), in their order
         self.crash_after = None  # how many operations to take before a crash
         self._waiting = {}
         self._truncated = False
@@ -40,9 +40,6 @@ class Destination:
         self._take("checkpoint", dict(state))
         self.end_sync()
         self.state = dict(state)
-
-    def warning(self, message: str):
-        self._take("warning", message)
 
     def end_sync(self, failed: bool = False):
         """Write the rows that wait for a checkpoint, or drop them if the sync failed."""
