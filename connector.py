@@ -2,13 +2,13 @@
 
 The API lists its rows by `updatedAt`: `updated_since` asks for those of that time or later, and
 `limit` and `offset` page through them. No row is lost although the list changes while it is read:
-`RowsRead` has the rule, and the README its proof.
-To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS`, `Client.get` and `Page`.
+`Reader` says why.
+To sync another list, change `TABLE`, `ID`, `UPDATED_AT`, `COLUMNS`, `Client.get` and `Answer`.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
@@ -17,14 +17,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
+from random import random
 from threading import Thread
-from time import monotonic
+from time import monotonic, sleep
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, Required
 
 import pydantic
 import requests
-import tenacity
 from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_field
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
@@ -34,16 +34,18 @@ from typing_extensions import TypedDict
 
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
-SETTLING_TIME = timedelta(seconds=10)  # how long rows may still appear in front of a row
-UNSTABLE_TIME = timedelta(seconds=70)  # the same for ties, where times are cut to the minute
-WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more
-CUT_ROWS = 10_000  # rows after which APIs may cut off their list
+CLOCK_SKEW = timedelta(seconds=10)  # the most between the API's clocks
+WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more, or end there
+LEAST_OVERLAP = 2  # rows that two pages share: one of the last timestamp, one in front of it
+FEW_ROWS = 10  # no API has smaller pages: fewer rows are all of them if the total says so
 MAX_SETBACKS = 8  # without a new row in between (see `Reader`)
-MAX_YOUNG_PAGES = 100  # pages of rows updated during the sync, after which it ends
+MAX_CHANGED_PAGES = 100  # pages that end with a row changed during the sync, after which it ends
 
 CONNECT_TIMEOUT, READ_TIMEOUT, MAX_RETRY_AFTER = 10, 60, 600  # seconds; for each socket read
-TRIES, FIRST_TRIES = 7, 3  # requests for one page; while it is not known that the API is there
-BACKOFF = tenacity.wait_exponential_jitter(multiplier=2, max=60)  # outlasts a limit per minute
+MAX_TRIES = 7  # requests for one page: with their waits, they outlast a limit per minute
+FIRST_TRIES = 3  # while it is not known that the API is there
+MAX_BACKOFF = 60  # seconds
+CALM_PAGES = 8  # without a failure, for each request in flight, before one more is allowed
 PROGRESS_SECONDS = 10  # between two progress messages
 RESET = "reset the state (`fivetran reset`, or a re-sync on Fivetran)"
 
@@ -57,11 +59,15 @@ class Refused(SyncError):
 
 
 class Unavailable(SyncError):
-    """A retry may succeed: after `retry_after` seconds (0: unknown) if the API asks to wait."""
+    """A retry may succeed.
 
-    def __init__(self, message: str, retry_after: float | None = None, timeouts: int = 0):
+    `retry_after`: the seconds that the API asks to wait, 0 if it does not say how long, None if it
+    does not ask. `too_large`: whether fewer rows might have come in time.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, too_large: bool = False):
         super().__init__(message)
-        self.retry_after, self.timeouts = retry_after, timeouts  # a page too large counts as two
+        self.retry_after, self.too_large = retry_after, too_large
 
 
 # Connector
@@ -83,13 +89,14 @@ def update(configuration: dict, state: dict):
     """
     settings = validate_configuration(configuration)
     cursor = read_state(state)
-    with closing(Client(settings)) as client:
-        for number, rows in enumerate(with_progress(Reader(client, cursor))):
+    with closing(PageSource(settings)) as source:
+        reader = Reader(source, settings, cursor)
+        for number, rows in enumerate(with_progress(reader)):
             if number == 0 and settings.mark_deleted and not state:
                 op.truncate(TABLE)  # marks all rows as deleted; an upsert unmarks its row
             for row in rows:
                 op.upsert(TABLE, row)
-            cursor = next_cursor(cursor, rows, client.started)
+            cursor = next_cursor(cursor, rows, reader.settled)
             op.checkpoint({"last_updated_at": cursor.text} if cursor.text else {})
 
 
@@ -101,14 +108,13 @@ def read_state(state: dict) -> "Timestamp":
         raise ValueError(f"The state's last_updated_at {error}. Correct it, or {RESET}.") from None
 
 
-def next_cursor(cursor: "Timestamp", rows: list, started: datetime) -> "Timestamp":
+def next_cursor(cursor: "Timestamp", rows: list, settled: datetime) -> "Timestamp":
     """Return the cursor to checkpoint after a page: the time of its last row that has settled.
 
-    It was updated at least 10 seconds before the sync started, by the API's clock: in front of
-    younger rows others may still appear, so the next sync reads those again. The cursor never
-    goes back, and stays as it is as long as no row has settled.
+    In front of younger rows others may still appear, from transactions that take long, or from
+    other clocks: the next sync reads those again. The cursor never goes back, and stays as it is
+    as long as no row has settled.
     """
-    settled = started - SETTLING_TIME
     times = (row[UPDATED_AT] for row in reversed(rows) if row[UPDATED_AT] <= settled)
     return max(cursor, next(times, cursor))
 
@@ -120,21 +126,19 @@ def with_progress(reader: "Reader") -> Iterator[list]:
     log.info(f"Reading {what} from {reader.settings.base_url.host} into `{TABLE}`.")
     for rows in reader.pages():
         yield rows  # comes back once they are written
-        if reader.window and monotonic() - last_report >= PROGRESS_SECONDS:
+        if monotonic() - last_report >= PROGRESS_SECONDS:
             last_report = monotonic()
-            percent = reader.rows_read * 100 // (reader.rows_read + reader.rows_left)
-            log.info(
-                f"{reader.rows_read:,} rows ({percent} %), up to {rows[-1][UPDATED_AT].text}."
-            )
+            total = f" of {reader.rows_read + reader.rows_left:,}" if reader.rows_left else ""
+            log.info(f"{reader.rows_read:,}{total} rows, up to {rows[-1][UPDATED_AT].text}.")
     log.info(
         f"Done in {monotonic() - began:.0f} s, {reader.source.waited:.0f} s waiting for the API. "
         f"Rows: {reader.rows_read:,}, retries: {reader.source.retries:,}, pages that had moved: "
-        f"{reader.pages_dropped:,}."
+        f"{reader.setbacks:,}."
     )
-    if reader.cursor != LIST_START and not reader.rows_read:
+    if not reader.rows_read:  # not even the one that the last sync stopped at
         log.warning(
-            f"No row was updated since {reader.cursor.text}, not even the one that the last sync "
-            f"stopped at. If that was not deleted, the state is that of another API: {RESET}."
+            "No row came. If there should be some, check base_url and api_key; and if the state "
+            f"is that of another API, {RESET}."
         )
 
 
@@ -150,8 +154,8 @@ class Timestamp(datetime):
     def parse(cls, text: object) -> "Timestamp":
         """Parse an ISO 8601 date or time, in UTC if it has no zone. Raises `ValueError`."""
         try:
-            if not (text[4] == text[7] == "-" and text[13:14] in ("", ":")):
-                raise ValueError  # a number, a week, or a form that `earlier` does not know
+            if not text[4] == text[7] == "-":
+                raise ValueError  # a number, say
             time = cls.fromisoformat(text)
             time = time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
         except (ValueError, TypeError, LookupError, OverflowError):
@@ -159,33 +163,12 @@ class Timestamp(datetime):
         time.text = text
         return time
 
-    def earlier(self, seconds: int) -> "Timestamp":
-        """Return the timestamp some seconds earlier, written as the API writes this one."""
-        if seconds == 0 or not self.text:
-            return self
-        date_time = re.match(r"[\d-]+(.[\d:]+)?", self.text)[0]  # without its fraction and zone
-        try:
-            earlier = datetime.fromisoformat(date_time) - timedelta(seconds=seconds)
-            text = earlier.isoformat(date_time[10:11] or "T", "seconds")[: len(date_time)]
-            return self.parse(text + self.text[len(date_time) :])
-        except (OverflowError, ValueError):  # some APIs write the year 1 for rows never updated
-            return self
-
 
 LIST_START = Timestamp(1, 1, 1, tzinfo=UTC)  # before every row
 
 
 class RowsRead:
-    """What has been read of a list: the last timestamp, and the ids of the rows that have it.
-
-    The rule: a page leaves no gap if its first row has been read. The list is sorted by timestamp,
-    and ties keep their order, so rows may leave the middle, for the end or for good, but only
-    young ones join it, which the next sync reads again (see `next_cursor`). So everything in front
-    of a row that has been read has been read, or has left, and nothing unread stands in front of
-    such a page, however many rows have left, and even if the page shows an older state of the list
-    than the page before. A page at offset 0 leaves no gap either: it begins where the sync began,
-    or at a timestamp that has been read.
-    """
+    """What has been read of a list: the last timestamp, and the ids of the rows that have it."""
 
     def __init__(self):
         self.last = LIST_START
@@ -196,180 +179,186 @@ class RowsRead:
         time = row[UPDATED_AT]
         return time < self.last or (time == self.last and row[ID] in self.ids)
 
-    def add(self, rows: list):
-        """Remember new rows, which are in the order of the list."""
-        if rows and rows[-1][UPDATED_AT] > self.last:
-            self.last, self.ids = rows[-1][UPDATED_AT], set()
-        self.ids.update(row[ID] for row in rows if row[UPDATED_AT] == self.last)
+    def add(self, rows: list) -> list:
+        """Remember the rows of a page, and return those that had not been read."""
+        new = [row for row in rows if row not in self]
+        if new and new[-1][UPDATED_AT] > self.last:
+            self.last, self.ids = new[-1][UPDATED_AT], set()
+        self.ids.update(row[ID] for row in new if row[UPDATED_AT] == self.last)
+        return new
 
 
-class Window:
-    """Where reading stands in the rows updated since a time, which are paged by offset."""
+class Place(NamedTuple):
+    """Where to read on: at an offset of a window, which is the rows updated since a time."""
 
-    def __init__(self, since: Timestamp, read_until: Timestamp):
-        self.since = since
-        self.read_until = read_until  # what had been read when it began
-        self.cost = timedelta(0)  # how far before that its first row is
-        self.offset = 0  # of the next page
-        self.overlap = 1  # rows that the next page repeats; grows, so that steps stay the same
-        self.first_id = None  # of the page before
+    since: Timestamp
+    offset: int = 0
+    overlap: int = LEAST_OVERLAP  # rows that each page of the window shares with the one before
+    cut: timedelta = timedelta(0)  # how much earlier than `since` the window really begins
+    first_id: str | None = None  # of the page before
 
 
 class Reader:
-    """Reads all rows updated since a cursor, page after page, without a gap (see `RowsRead`).
+    """Reads all rows updated since a cursor, page after page, without a gap.
 
-    Each page overlaps the one before by a row (or by the ties at its end and a row in front, as
-    they may change places), so that it begins with a row that has been read. If it does not, the
-    list has moved: a setback. Reading goes on in a later window, which begins at the last
-    timestamp read, or if this one began there already, further in front in this one.
+    The list is sorted by timestamp, and a row that changes moves to its end. So rows may leave the
+    middle, but none joins it, except late ones, which the next sync reads (see `next_cursor`).
+
+    The rule: a page leaves no gap if its first row is older than the last timestamp read. All rows
+    in front of it have been read, or have left; behind it, the page is the list. That holds
+    however many rows have left, in whatever order the rows of one timestamp (ties) come, and on a
+    replica that shows an older state of the list. A first row that has the last timestamp is not
+    enough, even if it has been read: another tie, which has not, may stand in front of it.
+
+    So each page overlaps the one before by the ties at its end and one row in front of them. If a
+    page begins later all the same, the list has moved: a setback. Reading goes on in a later
+    window, from the last timestamp read on. Its page at offset 0 leaves no gap. A window may begin
+    earlier than asked for, as some APIs cut times to the day: a later one must begin after that.
+
+    If ties fill half a page or more, overlapping them would cost most of each page. A page may
+    then begin among them, with a row that has been read. That needs ties in a stable order, as by
+    id: on such a page, those that have been read must stand in front of the others.
+
+    A short page is not the end: the API may return fewer rows than asked for, or leave out some of
+    a page. The list ends where neither a later window nor the next offset leads on. But behind
+    rows that changed during the sync there are only such rows, which are left to the next one.
     """
 
-    def __init__(self, client: "Client", cursor: Timestamp):
-        self.cursor, self.settings, self.source = cursor, client.settings, PageSource(client)
-        self.since = cursor.earlier(self.settings.lookback_seconds)
-        if cursor == LIST_START and self.settings.start_date:
-            self.since = self.settings.start_date
-        self.window: Window | None = Window(self.since, LIST_START)  # None: at the end
-        self.rows_read = self.rows_left = self.pages_dropped = 0
-        self._client, self._read = client, RowsRead()
-        self._setbacks = self._young_pages = 0
+    def __init__(self, source: "PageSource", settings: "Settings", cursor: Timestamp):
+        self.source, self.settings = source, settings
+        self.since = (settings.start_date or cursor) if cursor == LIST_START else cursor
+        self.started: datetime | None = None  # when the first page was asked for: the API's clock
+        self.settled: datetime | None = None  # no row up to that time will appear late
+        self.rows_read = self.rows_left = self.setbacks = 0
+        self._read = RowsRead()
+        self._least_overlap = LEAST_OVERLAP  # doubles with each setback
+        self._setbacks_in_a_row = self._changed_pages = 0
 
     def pages(self) -> Iterator[list]:
         """Yield the new rows of each page, while the next ones arrive. Raises `SyncError`."""
-        while self.window:
+        place = Place(self.since)
+        while place:
             try:
-                page = self.source.get(self.window.since, self.window.offset, self.window.overlap)
+                page = self.source.get(place.since, place.offset, place.overlap)
             except Refused as refusal:
-                self._after_refusal(refusal)
+                place = self._after_refusal(place, refusal)
                 continue
             if not self._continues(page):
-                self._set_back(page)
+                place = self._after_setback(place, page)
                 continue
-            new = [row for row in page.rows if row not in self._read]
-            self._read.add(new)
-            self._advance(page, new)
+            new = self._take_new(page)
             if new:
                 yield new
+            place = self._after_page(place, page, has_new=bool(new))
+
+    @property
+    def _most_overlap(self) -> int:
+        return max(self.source.longest // 2, 1)
+
+    @property
+    def _has_many_ties(self) -> bool:
+        return len(self._read.ids) >= self._most_overlap
 
     def _continues(self, page: "Page") -> bool:
-        """Return whether a page leaves no gap, and ties have kept their order if they must."""
-        rows, last = page.rows, self._read.last
-        if page.offset > 0 and not (rows and rows[0] in self._read):
+        """Return whether a page leaves no gap."""
+        if page.offset == 0 or not page.rows:
+            return page.offset == 0
+        first, last = page.rows[0], self._read.last
+        if first[UPDATED_AT] < last:
+            return True
+        if first not in self._read or not self._has_many_ties:
             return False
-        begins_in_ties = page.offset > 0 and rows[0][UPDATED_AT] == last
-        if begins_in_ties and self._tie_overlap() > 1:
-            return False  # it should begin before them
-        may_end_in_ties = rows and rows[-1][UPDATED_AT] == last and not self._is_last(page)
-        unstable = UNSTABLE_TIME + timedelta(seconds=self.settings.lookback_seconds)
-        if last >= self._client.started - unstable or not (begins_in_ties or may_end_in_ties):
-            return True  # they are too young to tell, or all on the page
-        was_read = [row[ID] in self._read.ids for row in rows if row[UPDATED_AT] == last]
-        return was_read == sorted(was_read, reverse=True)
+        were_read = [row in self._read for row in page.rows if row[UPDATED_AT] == last]
+        is_stable = were_read == sorted(were_read, reverse=True)
+        return is_stable or last > self.settled  # the next sync reads those again
 
-    def _tie_overlap(self) -> int:
-        """Return the overlap with the last ties and a row in front, 1 if they are none or many."""
-        ties = len(self._read.ids)
-        return ties + 1 if 1 < ties < self.source.page_length // 2 else 1
+    def _take_new(self, page: "Page") -> list:
+        """Return the rows of a page that have not been read, and count them as read."""
+        if not self.started:
+            self.started = page.time
+            self.settled = page.time - timedelta(seconds=self.settings.lookback_seconds)
+        new = self._read.add(page.rows)
+        self.rows_read, self.rows_left = self.rows_read + len(new), page.rows_left
+        if new:
+            self._setbacks_in_a_row = 0
+        self._changed_pages += self._read.last >= self.started
+        return new
 
-    def _is_last(self, page: "Page") -> bool:
-        return page.end >= page.total and len(page.rows) < self.source.page_length
+    def _after_page(self, place: Place, page: "Page", has_new: bool) -> Place | None:
+        """Return where to read on after a page that leaves no gap: None at the end of the list."""
+        is_full = len(page.rows) >= self.source.page_length
+        if self._is_enough(page, is_full):
+            return None
+        if page.offset == 0 and page.rows:
+            cut = place.since - page.rows[0][UPDATED_AT]
+            place = place._replace(cut=max(cut, timedelta(0)))
+        is_last_of_window = page.end + self.source.limit > self.source.max_end
+        ends_window = not is_full or not has_new or self._has_many_ties or is_last_of_window
+        later = self._later_window(place)
+        if ends_window and later:
+            return later
+        ties = 0 if self._has_many_ties else len(self._read.ids) + 1
+        overlap = min(max(place.overlap, self._least_overlap, ties), self._most_overlap)
+        offset, first_id = max(page.end - overlap, 0), page.rows[0][ID] if page.rows else None
+        if not has_new and offset <= page.offset:
+            self._report_end(page)
+            return None
+        if not has_new and first_id == place.first_id:
+            self._count_setback(page)  # the API hides rows, or ignores the offset
+        return place._replace(offset=offset, overlap=overlap, first_id=first_id)
 
-    def _set_back(self, page: "Page"):
-        """Read on after a page that leaves a gap."""
-        window = self.window
-        self.pages_dropped += 1
+    def _is_enough(self, page: "Page", is_full: bool) -> bool:
+        """Return whether a page is all of the list, or what follows it is for the next sync."""
+        if page.offset == 0 and page.end == page.total and page.end < FEW_ROWS:
+            return not is_full
+        # not so in the future, where local times lie that the API takes for UTC
+        has_changed = self.started <= self._read.last <= page.time + CLOCK_SKEW
+        return has_changed and (not is_full or self._changed_pages > MAX_CHANGED_PAGES)
+
+    def _later_window(self, place: Place) -> Place | None:
+        """Return a window from the last timestamp on, None if it would begin like this one."""
+        is_later = self._read.last - place.since > place.cut
+        return Place(self._read.last, overlap=self._least_overlap) if is_later else None
+
+    def _after_setback(self, place: Place, page: "Page") -> Place:
+        """Return where to read on after a page that leaves a gap. Raises `SyncError`."""
         self._count_setback(page)
-        if later := self._later_window(window.cost):
-            self.window = later
-        else:  # most often, more rows share a time than fit on a page: go back, ever further
-            back = self.source.page_length * 2 ** (self._setbacks - 1)
-            window.offset = max(page.offset - back, 0)
-            window.overlap = self.source.page_length // 2
+        self._least_overlap = min(2 * self._least_overlap, self._most_overlap)
+        if not page.rows:  # perhaps the API ends all windows at this depth
+            place = place._replace(cut=timedelta(0))
+        back = self.source.page_length * 2 ** (self._setbacks_in_a_row - 1)  # 1, 2, 4, ... pages
+        return self._later_window(place) or place._replace(
+            offset=max(place.offset - back, 0), overlap=self._least_overlap, first_id=None
+        )
 
     def _count_setback(self, page: "Page"):
-        self._setbacks += 1
-        if self._setbacks > MAX_SETBACKS:
+        """Count a page that did not lead on. Raises `SyncError` after too many."""
+        self.setbacks += 1
+        self._setbacks_in_a_row += 1
+        if self._setbacks_in_a_row > MAX_SETBACKS:
             raise SyncError(
-                f"The list cannot be paged: {self._setbacks} pages did not continue it, the last "
-                f"at offset {page.offset} of {page.total} rows. It must honor offset, have 2 rows "
-                f"a page or more, and ties in a stable order, as by {ID}. Else set page_size to "
-                f"over twice the rows of one {UPDATED_AT} (at least {len(self._read.ids)}), or "
-                "those that are left out side by side."
+                f"The list cannot be paged. Sort it by {ID}, too, so that the rows of one "
+                f"{UPDATED_AT} keep their order, or set page_size to over twice their number (at "
+                f"least {len(self._read.ids)}). The API must honor offset, with 3 rows a page or "
+                f"more: {MAX_SETBACKS} pages did not lead on, the last at offset {page.offset}."
             )
 
-    def _later_window(self, cost: timedelta = timedelta(0)) -> Window | None:
-        """Return a window that begins at the last timestamp read, None if it is not worth it.
+    def _after_refusal(self, place: Place, refusal: Refused) -> Place:
+        """Return where to read on after the API refused an offset. Raises `SyncError`."""
+        if later := self._later_window(place._replace(cut=timedelta(0))):
+            return later
+        raise SyncError(
+            f"More rows have {UPDATED_AT} {self._read.last.text}, or are one to the API's filter, "
+            f"than it lets be paged through. Set page_size above their number. {refusal}"
+        )
 
-        It has to begin later than this one by more than `cost`, which is what this one repeated:
-        some filters cut times, to the day for instance.
-        """
-        # with a lookback, `updated_since` may leave out rows of that very timestamp
-        since = self._read.last.earlier(min(self.settings.lookback_seconds, 1))
-        return Window(since, self._read.last) if since - self.window.since > cost else None
-
-    def _after_refusal(self, refusal: Refused):
-        """Read on in a later window after the API refused an offset."""
-        later = self._later_window()
-        if not later:
-            raise SyncError(
-                f"More rows share {UPDATED_AT} {self._read.last.text}, or the second before, than "
-                f"the API lets be paged through. Set page_size above their number. {refusal}"
-            )
-        self.source.max_end = self.window.offset
-        self.window = later
-
-    def _advance(self, page: "Page", new: list):
-        """Decide where to read on after a page that continues the list, or that it has ended."""
-        window = self.window
-        if page.offset == 0 and page.rows:
-            window.cost = max(window.read_until - page.rows[0][UPDATED_AT], timedelta(0))
-        overlap = max(window.overlap, self._tie_overlap())
-        window.overlap = min(overlap, self.source.page_length // 2)
-        window.offset = max(page.end - window.overlap, page.offset + 1)
-        self.rows_read, self.rows_left = self.rows_read + len(new), max(page.total - page.end, 0)
-        if new:
-            self._setbacks = 0
-        if self._client.started <= self._read.last <= self._client.now + SETTLING_TIME:
-            self._young_pages += 1  # later times than now are those of APIs in another zone
-        if self._is_last(page) and not (new and page.end > page.total):
-            self.window = None  # unless new rows show that the total is too small
-        elif self._young_pages > MAX_YOUNG_PAGES:
-            self.window = None  # it changes faster than it is read: the next sync goes on
-        elif not new or len(page.rows) <= window.overlap:  # the next page could not overlap it
-            self._after_dead_end(page)
-        elif window.offset + self.source.limit > self.source.max_end:
-            self.window = self._later_window(window.cost) or window
-        window.first_id = page.rows[0][ID] if page.rows else None
-
-    def _after_dead_end(self, page: "Page"):
-        """Read on where no next page can follow, although the total promises more rows."""
-        if later := self._later_window():  # the API does not follow offsets that deep
-            self.window = later
-        elif len(page.rows) <= self.window.overlap:
-            self._end_before_total(page)
-        elif page.rows[0][ID] == self.window.first_id:  # the API may ignore the offset
-            self._count_setback(page)
-
-    def _end_before_total(self, page: "Page"):
-        """End the list short of its total, unless there are rows where the last ones should be."""
-        last_page = max(page.total - self.source.limit, page.end, 1)
-        if self._has_rows(last_page, page.end):  # some are left out, or have just come: read on
-            self._count_setback(page)
-            return
-        self.window = None
-        problem = f"The API promises {page.total} rows, but returns none from offset {page.end} on"
-        is_much = page.total - page.end > self.source.page_length
-        if (is_much and page.end >= CUT_ROWS) or (not self.rows_read and self.since == LIST_START):
-            raise SyncError(f"{problem}. Its total is too large, or it cuts off its list.")
-        if is_much:
-            log.warning(f"{problem}. Its total counts too many, or it leaves rows out.")
-
-    def _has_rows(self, offset: int, end: int) -> bool:
-        """Return whether there are rows at an offset, or if it is refused, nearer to `end`."""
-        try:
-            return bool(self.source.get(self.window.since, offset).rows)
-        except Refused:  # it is too deep, or behind the last row
-            return offset > end + 1 and self._has_rows((offset + end) // 2, end)
+    def _report_end(self, page: "Page"):
+        """Warn if the list may have been cut off. Raises `SyncError` if that is likely."""
+        problem = f"The list ends at offset {page.end}, and its total says {page.total}"
+        if page.end >= WINDOW_ROWS and page.rows_left > self.source.limit:
+            raise SyncError(f"{problem}: the API cuts it off, or counts too many.")
+        if page.rows_left or page.end == WINDOW_ROWS:
+            log.warning(f"{problem}: the API counts too many, hides rows, or cuts the list off.")
 
 
 # Requesting pages
@@ -383,116 +372,166 @@ class PageRequest(NamedTuple):
     limit: int
 
 
+class Page(NamedTuple):
+    """The rows from an offset on, and the total if the API says one."""
+
+    rows: list
+    total: int | None
+    offset: int
+    time: datetime  # when it was asked for, by the API's clock
+
+    @property
+    def end(self) -> int:
+        """The offset of the first row after the page."""
+        return self.offset + len(self.rows)
+
+    @property
+    def rows_left(self) -> int:
+        """How many rows the total promises after the page, 0 if there is none."""
+        return max((self.total or 0) - self.end, 0)
+
+
 class PageSource:
-    """Gets pages: in a size the API accepts, again while unavailable, and requested ahead.
+    """Gets pages: of a size that the API accepts, and again while it is unavailable."""
 
-    With each page, those that will probably follow are requested, too. Two requests are in flight
-    at first, and one more whenever a page has to be waited for, up to `parallel_requests`. A
-    slowdown limits them for the rest of the sync: to half as many if the API asks to wait, to one
-    if pages change their length.
-    """
-
-    def __init__(self, client: "Client", tries: int = TRIES):
-        self.limit = client.settings.page_size  # rows to ask for
-        self.page_length = self.limit  # rows on a full page, as far as is known
+    def __init__(self, settings: "Settings", max_tries: int = MAX_TRIES):
+        self.limit = settings.page_size  # rows to ask for
+        self.longest = 0  # rows of the longest page that has come, at most `limit`
         self.max_end = WINDOW_ROWS  # the largest offset plus limit
-        self.retries, self.waited = 0, 0.0  # seconds with nothing to do but wait for a page
-        self._client, self._tries = client, tries
-        self._timeouts = 0  # of the present page
-        self._least = max(self.limit // 4, 2)  # rows to ask for, whatever times out
-        self._in_flight = {}  # the future of each request
-        self._rows_left = 0  # after the last page, as far as its total tells
-        self._most = client.settings.parallel_requests  # requests in flight
-        self._allowed = min(2, self._most)  # at present
+        self.retries, self.waited = 0, 0.0  # seconds
+        self._settings, self._max_tries = settings, max_tries
+        client = Client(settings)
+        self.close = client.close
+        self._ahead = RequestsAhead(client, settings.parallel_requests)
+        self._returns_less = False  # whether the API returns fewer rows than asked for
+        self._last_length = 0  # rows of the last page
+        self._rows_left = 0  # after the last page, as far as is known
 
-    def get(self, since: Timestamp, offset: int, overlap: int = 0) -> "Page":
+    @property
+    def page_length(self) -> int:
+        """Rows of a full page: as many as are asked for, unless the API returns fewer."""
+        return self.longest if self._returns_less else self.limit
+
+    def get(self, since: Timestamp, offset: int, overlap: int = LEAST_OVERLAP) -> Page:
         """Return the page of rows updated since a time, from an offset on.
 
-        The next one will probably begin with its last `overlap` rows (0: none will follow). Raises
-        `Refused` if the API does not accept the offset, `SyncError` if it gives no page.
+        The next one will probably share `overlap` rows with it. Raises `Refused` if the API does
+        not accept the offset, `SyncError` if it gives no page.
         """
-        self._timeouts = 0
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            stop=self._is_last_try,
-            wait=lambda call: max(BACKOFF(call), call.outcome.exception().retry_after or 0),
-            before=self._before_try,
-            before_sleep=self._after_failure,
-            reraise=True,
-        )
-        try:
-            page = retrying(self._take, since, offset, overlap)
-        except Refused as refusal:
-            if offset > 0:
-                raise
-            if self.limit == 2:
-                raise SyncError(f"The API refuses pages of any size: {refusal}") from None
-            self._ask_for_less()
-            self._least = max(self.limit // 4, 2)
-            return self.get(since, offset, overlap)
-        except Unavailable as error:
-            tries = retrying.statistics["attempt_number"]
-            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})."
-            raise SyncError(problem) from None
-        if page.end < page.total and len(page.rows) not in (0, 1, self.page_length):
-            self.page_length = len(page.rows)
-            if offset > 0:
-                self._most = self._allowed = 1  # pages ahead would begin in wrong places
-        self._rows_left = page.total - page.end
+        failures, began = [], monotonic()
+        while True:
+            request = PageRequest(since, offset, self.limit)
+            try:
+                page = self._ahead.take(request, self._following(request, overlap))
+                break
+            except Refused as refusal:
+                self._after_refusal(refusal, offset)
+            except Unavailable as error:
+                failures.append(error)
+                self._wait(failures, offset)
+        self.waited += monotonic() - began
+        self._learn_from(page)
         return page
 
-    def _take(self, since: Timestamp, offset: int, overlap: int) -> "Page":
-        """Return the page at an offset. Raises what its request raised."""
-        request = PageRequest(since, offset, self.limit)
-        self._send(request, overlap)
-        future, began = self._in_flight.pop(request), monotonic()
-        if not future.done():
-            self._allowed = min(self._allowed + 1, self._most)
-        try:
-            return future.result()
-        finally:
-            self.waited += monotonic() - began
-
-    def _send(self, request: PageRequest, overlap: int):
-        """Send a request, and those that will probably follow, and cancel all others."""
+    def _following(self, request: PageRequest, overlap: int) -> list[PageRequest]:
+        """Return the requests that will probably follow one, as far as may be in flight."""
         step = max(self.page_length - overlap, 1)
         end = min(request.offset + self._rows_left, self.max_end - self.limit + 1)
-        ahead = range(request.offset + step, end, step)[: self._allowed - 1 if overlap else 0]
-        upcoming = [request, *(request._replace(offset=offset) for offset in ahead)]
-        for dropped in self._in_flight.keys() - set(upcoming):
-            self._in_flight.pop(dropped).cancel()
-        for request in upcoming:
-            if request not in self._in_flight:
-                self._in_flight[request] = self._client.send(request)
+        offsets = range(request.offset + step, end, step)[: self._settings.parallel_requests]
+        return [request._replace(offset=offset) for offset in offsets]
 
-    def _is_last_try(self, attempt: tenacity.RetryCallState) -> bool:
-        error = attempt.outcome.exception()
-        is_there = self._client.started or error.timeouts or error.retry_after is not None
-        return attempt.attempt_number >= min(TRIES if is_there else FIRST_TRIES, self._tries)
+    def _learn_from(self, page: Page):
+        """Set what a full page is, and how far to request ahead, by a page that has come."""
+        length = len(page.rows)
+        self.longest = max(self.longest, length)
+        has_more = page.offset == 0 and page.rows_left > 0
+        self._returns_less |= length > 1 and (has_more or length == self._last_length)
+        self._last_length = length
+        self._rows_left = page.rows_left
+        if length >= self.page_length and not page.rows_left and page.total != page.end:
+            self._rows_left = WINDOW_ROWS  # the total does not say
 
-    def _before_try(self, attempt: tenacity.RetryCallState):
-        """Forget requests ahead that have failed, too: they are sent again with this one."""
-        if attempt.attempt_number > 1:
-            flying = self._in_flight.items()
-            self._in_flight = {r: f for r, f in flying if not (f.done() and f.exception())}
+    def _after_refusal(self, refusal: Refused, offset: int):
+        """Ask for less, if a first page was refused. Raises `Refused` if another one was."""
+        if offset > 0:
+            self.max_end = offset  # or up to a page more
+            raise refusal
+        if self.limit == 2:
+            problem = f"The API refuses the request, whatever the page_size: {refusal}"
+            raise SyncError(problem) from None
+        self._ask_for_less(least=2)
 
-    def _after_failure(self, attempt: tenacity.RetryCallState):
-        error = attempt.outcome.exception()
+    def _wait(self, failures: list[Unavailable], offset: int):
+        """Wait until a page can be tried again. Raises `SyncError` if it has failed too often."""
+        error, tries = failures[-1], len(failures)
+        # what takes long or asks to wait is there, too
+        is_there = self.longest or error.too_large or error.retry_after is not None
+        if tries >= min(MAX_TRIES if is_there else FIRST_TRIES, self._max_tries):
+            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})."
+            raise SyncError(problem) from None
+        seconds = max(min(2**tries, MAX_BACKOFF) + random(), error.retry_after or 0)
+        log.warning(f"No page: {error}. Trying again in {seconds:.0f} s.")
+        self._ahead.slow_down()
+        sleep(seconds)
         self.retries += 1
-        self.waited += attempt.upcoming_sleep
-        log.warning(f"No page: {error}. Trying again in {attempt.upcoming_sleep:.0f} s.")
-        if error.retry_after is not None:
-            self._most = self._allowed = max(self._allowed // 2, 1)
-        self._timeouts += error.timeouts
-        if self._timeouts >= 2 and self.limit // 2 >= self._least:
-            self._timeouts = 0
-            self._ask_for_less()
+        if error.too_large and sum(failure.too_large for failure in failures) % 2 == 0:
+            self._ask_for_less(least=max(self._settings.page_size // 4, 2))
 
-    def _ask_for_less(self):
+    def _ask_for_less(self, least: int):
         """Ask for half as many rows from now on."""
-        self.limit = max(self.limit // 2, 2)
-        self.page_length = min(self.page_length, self.limit)
+        self.limit = min(max(self.limit // 2, least), self.limit)
+        self.longest = min(self.longest, self.limit)
         log.info(f"Asking for pages of {self.limit} rows from now on.")
+
+
+class RequestsAhead:
+    """Keeps requests in flight: the one whose turn it is, and those that will probably follow.
+
+    Twice as many whenever the page that was expected is asked for and has not come yet, half as
+    many whenever another one is asked for: so a list at rest is read many pages at a time, one
+    that moves with each page one by one. What is expected is remembered even if it was not sent,
+    so the first right guess after wrong ones counts. A failure may come of too many requests,
+    whatever it says: from then on half as many are the most, and one more after `CALM_PAGES`
+    pages without a failure for each of them.
+    """
+
+    def __init__(self, client: "Client", parallel_requests: int):
+        self._client, self._parallel_requests = client, parallel_requests
+        self._most = parallel_requests  # requests in flight, since the last failure
+        self._allowed = min(2, self._most)  # requests in flight, at present
+        self._calm_pages = 0  # since the last failure, or since one more was allowed
+        self._in_flight: dict[PageRequest, Future] = {}
+        self._expected: PageRequest | None = None  # the next one
+
+    def take(self, request: PageRequest, following: list[PageRequest]) -> Page:
+        """Return the page of a request, and send those that will probably follow, in their order.
+
+        Raises what `Client.get` raises.
+        """
+        for dropped in self._in_flight.keys() - {request, *following}:
+            self._in_flight.pop(dropped).cancel()
+        has_come = request in self._in_flight and self._in_flight[request].done()
+        if self._expected == request and not has_come:
+            self._allowed = min(self._allowed * 2, self._most)
+        elif self._expected not in (request, None):
+            self._allowed = max(self._allowed // 2, 1)
+        for sent in [request, *following][: self._allowed]:
+            if sent not in self._in_flight:
+                self._in_flight[sent] = self._client.send(sent)
+        self._expected = None
+        page = self._in_flight.pop(request).result()
+        self._expected = following[0] if following else None
+        self._calm_pages += 1
+        if self._calm_pages >= CALM_PAGES * self._most:
+            self._calm_pages, self._most = 0, min(self._most + 1, self._parallel_requests)
+        return page
+
+    def slow_down(self):
+        """Allow half as many requests, and forget those that have failed: they are sent again."""
+        self._most = self._allowed = max(self._allowed // 2, 1)
+        self._calm_pages = 0
+        flying = self._in_flight.items()
+        self._in_flight = {r: f for r, f in flying if not (f.done() and f.exception())}
 
 
 # HTTP client
@@ -503,13 +542,12 @@ class Client:
 
     def __init__(self, settings: "Settings"):
         self.settings = settings
-        self.started = None  # the API's clock when the first request that succeeded was sent
-        self.now = None  # when the last one was
         self._requests = SimpleQueue()  # with the future of each
         for _ in range(settings.parallel_requests):
             Thread(target=self._work, daemon=True).start()
         self._columns_warned_of = set()
         self._session = session = requests.Session()
+        session.headers.update({"Accept": "application/json", "User-Agent": "fivetran-connector"})
         if key := settings.api_key.get_secret_value():
             session.headers["Authorization"] = f"Bearer {key}"
         # what the environment says of proxies and certificates, looked up once
@@ -537,7 +575,7 @@ class Client:
                     future.set_exception(error)
         self._requests.put(None)  # for the next thread
 
-    def get(self, request: PageRequest) -> "Page":
+    def get(self, request: PageRequest) -> Page:
         """Return the page that one HTTP request gets, without a retry.
 
         Raises `Unavailable` if a later request may succeed, `Refused` if the API does not accept
@@ -556,72 +594,67 @@ class Client:
             response = self._session.get(url, params=parameters, timeout=timeout)
         except (OSError, ValueError) as error:  # requests' own are OSErrors, urllib3's ValueErrors
             raise explain_no_answer(error, self.settings.base_url) from None
-        page = self._read(response, request.offset)
-        self.now = date - response.elapsed if (date := http_date(response, "Date")) else sent
-        self.started = self.started or self.now
-        return page
+        date = http_date(response, "Date")
+        time = date - response.elapsed if date else sent
+        answer = self._read(response, request.offset)
+        return Page(answer.rows, answer.total, request.offset, time)
 
-    def _read(self, response: requests.Response, offset: int) -> "Page":
-        """Return the page of a response. Raises as `get` does."""
+    def _read(self, response: requests.Response, offset: int) -> "Answer":
+        """Return the answer in a response. Raises as `get` does."""
         code = response.status_code
         if code == 204 or (code in (404, 416) and offset > 0):  # 416 as of PostgREST
-            return Page.model_construct(rows=[], total=0, offset=offset)
-        if code != 200 and (code >= 400 or "Retry-After" in response.headers):
+            return NO_ROWS
+        if code not in (200, 203, 206):  # 206 as of PostgREST
             raise self._explain_status(response, offset)
-        answer, where = self._read_json(response), f"The API's answer at offset {offset}"
+        body, where = self._read_json(response), f"The API's answer at offset {offset}"
+        if body == {}:  # some leave an empty list out
+            return NO_ROWS
         try:
-            page = Page.model_validate(answer, context=self._columns_warned_of)
+            answer = Answer.model_validate(body, context=self._columns_warned_of)
         except ValidationError as error:
-            what = explain_validation(error)
-            says = isinstance(answer, dict) and (answer.get("error") or answer.get("message"))
-            says = f". It says: {self.settings.hide_secrets(str(says))[:200]}" if says else ""
-            raise SyncError(f"{where} is not as expected: {what}{says}") from None
-        if isinstance(page.offset, int) and page.offset != offset:
-            raise SyncError(f"{where} is not as expected: its `offset` is {page.offset}.")
-        if any(later[UPDATED_AT] < row[UPDATED_AT] for row, later in pairwise(page.rows)):
+            what = explain_validation(error, self.settings.hide_secrets)
+            raise SyncError(f"{where} is not as expected: {what}") from None
+        if isinstance(answer.offset, int) and answer.offset != offset:
+            raise SyncError(f"{where} is not as expected: its `offset` is {answer.offset}.")
+        if any(later[UPDATED_AT] < row[UPDATED_AT] for row, later in pairwise(answer.rows)):
             raise SyncError(f"{where} is out of order: it must be sorted by {UPDATED_AT}.")
-        page.offset = offset
-        return page
+        return answer
 
     def _read_json(self, response: requests.Response) -> object:
         """Return the JSON of a response. Raises `Unavailable` if it is none."""
         with suppress(ValueError):
             return from_json(response.content)
-        # perhaps it is not UTF-8, or has half a surrogate pair, which becomes "?"
-        try:
-            text = response.content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = response.text  # in the encoding that its header names
-        try:
-            text = json.dumps(json.loads(text), ensure_ascii=False)
-            return from_json(text.encode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            kind = self.settings.hide_secrets(response.headers.get("Content-Type", "no type"))
-            raise Unavailable(f"a body that is not JSON ({kind}; is base_url the API?)") from None
+        for content in (response.content, response.text):  # the latter as its header says
+            with suppress(ValueError, RecursionError):  # half a surrogate pair becomes "?"
+                text = json.dumps(json.loads(content), ensure_ascii=False)
+                return from_json(text.encode("utf-8", "replace"))
+        kind = self.settings.hide_secrets(response.headers.get("Content-Type", "no type"))
+        raise Unavailable(f"a body that is not JSON ({kind}; is base_url the API?)")
 
     def _explain_status(self, response: requests.Response, offset: int) -> SyncError:
         """Return what to raise for an answer that is not a page."""
         code, seconds = response.status_code, retry_after(response)
-        status = f"HTTP {code} {self.settings.hide_secrets(response.reason or '')[:60]}"
+        reason, body = response.reason or "", response.content.decode("utf-8", "replace")
+        status = f"HTTP {code} {self.settings.hide_secrets(reason)[:60]}"
+        words = f". It says: {self.settings.hide_secrets(body)[:200]}" if body else ""
         advice = {401: ", check api_key", 403: ", check api_key", 404: ", check base_url"}
-        body = self.settings.hide_secrets(response.content.decode("utf-8", "replace"))[:200]
-        explained = f"{status} at offset {offset}{advice.get(code, '')}: {body}"
         if code in (400, 422):  # waiting would not help
-            return Refused(explained)
+            return Refused(f"{status} at offset {offset}{words}")
         if code not in (408, 413, 425, 429) and code < 500 and seconds is None:
-            return SyncError(explained)
+            return SyncError(f"{status} at offset {offset}{advice.get(code, '')}{words}")
         if seconds is not None and seconds > MAX_RETRY_AFTER:
-            return SyncError(f"{status}: the API asks to wait {seconds:.0f} s. Sync again then.")
+            return SyncError(f"{status}: it asks to wait {seconds:.0f} s, sync again then{words}")
         hint = " (a smaller page_size may help)" if code >= 500 or code == 413 else ""
         wait = 0 if code == 429 and seconds is None else seconds
-        return Unavailable(f"{status}{hint}", wait, timeouts={504: 1, 413: 2}.get(code, 0))
+        too_large = code in (413, 504, 524)  # 524 as of Cloudflare
+        return Unavailable(f"{status}{hint}{words}", wait, too_large)
 
 
 def explain_no_answer(error: Exception, url: HttpUrl) -> SyncError:
     """Return why no answer came, and what to check. The error itself may quote people's data."""
     cause, host = error, f"{url.host}:{url.port}"
-    while inner := cause.__cause__ or cause.__context__:
-        cause = inner
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__
     detail = getattr(cause, "strerror", None) or type(cause).__name__
     if isinstance(error, requests.TooManyRedirects | ValueError):
         return SyncError(f"base_url leads to no page ({type(error).__name__}): check it")
@@ -630,7 +663,7 @@ def explain_no_answer(error: Exception, url: HttpUrl) -> SyncError:
     is_slow = isinstance(error, requests.ReadTimeout) or isinstance(cause, TimeoutError)
     if is_slow and not isinstance(error, requests.ConnectTimeout):
         problem = f"no answer from {host} within {READ_TIMEOUT} s (a smaller page_size may help)"
-        return Unavailable(problem, timeouts=1)
+        return Unavailable(problem, too_large=True)
     is_insecure = isinstance(error, requests.exceptions.SSLError)
     hint = "whether it is http, or its certificate" if is_insecure else "base_url, and the server"
     return Unavailable(f"no answer from {host} ({detail}; check {hint})")
@@ -638,7 +671,8 @@ def explain_no_answer(error: Exception, url: HttpUrl) -> SyncError:
 
 def retry_after(response: requests.Response) -> float | None:
     """Return the seconds of the `Retry-After` header, None if there is none that can be read."""
-    if re.fullmatch(r"\d+(\.\d+)?", value := response.headers.get("Retry-After", "").strip()):
+    value = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     until, now = http_date(response, "Retry-After"), http_date(response, "Date")
     return until and (until - (now or datetime.now(UTC))).total_seconds()
@@ -687,40 +721,43 @@ COLUMNS = {
 Record = TypedDict("Record", {name: kind for name, (kind, _) in COLUMNS.items()}, total=False)
 Record.__pydantic_config__ = pydantic.ConfigDict(extra="allow")
 Rows = Annotated[list[Record], pydantic.BeforeValidator(lambda rows: rows or [])]
-Total = Annotated[int, Field(ge=0), pydantic.BeforeValidator(lambda total: total or 0)]
 
 
-class Page(BaseModel, hide_input_in_errors=True):
-    """An answer of the API: a page of rows, and how many rows match in all."""
+class Answer(BaseModel, hide_input_in_errors=True):
+    """An answer of the API: some rows, and how many match in all, None if it does not say."""
 
     rows: Rows = Field(alias="data", repr=False)
     # a path: ("meta", "total") is that of {"meta": {"total": 1}}
-    total: Total = Field(validation_alias=pydantic.AliasPath("total"))
-    offset: Any = None  # optional in the answer; `Client` fills it in
-
-    @property
-    def end(self) -> int:
-        """The offset of the first row after the page."""
-        return self.offset + len(self.rows)
+    total: Annotated[int | None, OR_NULL] = Field(
+        None, validation_alias=pydantic.AliasPath("total")
+    )
+    offset: Any = None
 
 
+NO_ROWS = Answer.model_construct(rows=[])
 JSON_TYPES = {NoneType: "null", bool: "a boolean", int: "a number", float: "a number"}
 JSON_TYPES |= {str: "a string", list: "an array", dict: "an object"}
 
 
-def explain_validation(error: ValidationError) -> str:
-    """Return what is wrong with an answer or a configuration, without values that are secret."""
+def explain_validation(error: ValidationError, hide_secrets: Callable[[str], str] = str) -> str:
+    """Return what is wrong with an answer or a configuration, without people's data."""
     faults = []
     for fault in error.errors()[:5]:
         path, what, came = ".".join(map(str, fault["loc"])), fault["msg"], fault["input"]
         if fault["type"] == "missing":
-            what = f"is missing; there is {', '.join(filter(str.isidentifier, came))[:200]}"
+            names = hide_secrets(", ".join(filter(str.isidentifier, came)))
+            what = f"is missing; there is {names[:200]}"
+            if len(fault["loc"]) == 1:  # no page, but perhaps an error with status 200
+                words = (came[name] for name in ("error", "errors", "message") if name in came)
+                what += "".join(f"; it says: {hide_secrets(str(said))[:200]}" for said in words)
         elif fault["type"] == "extra_forbidden":
             what = f"is not a setting; known are {', '.join(Settings.model_fields)}"
         elif fault["type"] in ("model_type", "dict_type"):
             what = f"should be an object, but is {JSON_TYPES[type(came)]}"
         elif path and type(came) is not str:
             what += f", but is {JSON_TYPES[type(came)]}"
+            if came is None and fault["loc"][-1] == UPDATED_AT:
+                what += " (it must be filled when a row is created, too)"
         if setting := Settings.model_fields.get(path):
             what += f" ({setting.description})"
         what = what.removeprefix("Value error, ").removeprefix("Input ")
@@ -739,8 +776,8 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """Rows per request, 2 to 10,000: as many as the API returns quickly."""
     parallel_requests: int = Field(8, ge=1, le=8)
     """The most requests in flight at a time, 1 to 8."""
-    lookback_seconds: int = Field(0, ge=0, le=31_536_000)
-    """How many seconds before its cursor a sync begins, 0 to 31,536,000: how late changes show."""
+    lookback_seconds: int = Field(300, ge=10, le=31_536_000)
+    """How many seconds late a change may show, 10 to 31,536,000: so much is read again."""
     mark_deleted: bool = False
     """true or false: whether a full sync that brings rows marks all others as deleted."""
     start_date: Time | None = None
@@ -768,9 +805,9 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
 
 def validate_configuration(configuration: dict) -> Settings:
     """Return the settings, in which an empty string means: not set. Raises `ValueError`."""
-    values = {name: value for name, value in configuration.items() if value not in ("", None)}
+    values = {name: str(value or "").strip() for name, value in configuration.items()}
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate({name: value for name, value in values.items() if value})
     except ValidationError as error:
         problem = explain_validation(error)
         raise ValueError(f"The configuration cannot be used: {problem}") from None
@@ -798,38 +835,36 @@ def test_connection(configuration: dict):
     """Test whether a sync with this configuration can succeed. Returns what is wrong."""
     try:
         settings = validate_configuration(configuration)
-        with closing(Client(settings)) as client:
-            check_api(PageSource(client, tries=1), settings)
+        one_by_one = settings.model_copy(update={"parallel_requests": 1})
+        with closing(PageSource(one_by_one, max_tries=1)) as source:
+            check_api(source, settings.start_date or LIST_START)
     except (SyncError, ValueError) as error:
         return Test.failure(str(error))
     return Test.success()
 
 
-def check_api(source: PageSource, settings: Settings):
+def check_api(source: PageSource, since: Timestamp):
     """Check what the README asks of an API. Raises `SyncError` if it does otherwise."""
-    first = source.get(LIST_START, 0)
-    if len(first.rows) < min(first.total, 2):
-        raise SyncError(f"The API promises {first.total} rows, at least 2 a page, and does not.")
+    first = source.get(since, 0)
+    if len(first.rows) < 2 and first.rows_left and not since.text:  # a total may ignore the filter
+        raise SyncError(f"The API promises {first.total} rows, and returns {len(first.rows)}.")
     if not first.rows:
         return
-    second = source.get(LIST_START, first.end - 1)
+    second = source.get(since, first.end - 1)
     ids, last = [row[ID] for row in first.rows], first.rows[-1][UPDATED_AT]
     ids_2 = [row[ID] for row in second.rows]
     if ids_2 == ids and len(ids) > 1:
         raise SyncError("The API returns the same page at every offset: it must honor offset.")
     if ids_2 and ids_2[0] not in ids and second.rows[0][UPDATED_AT] < last:
         raise SyncError("The API sorts only the rows of a page: it must sort all rows.")
-    if len(ids_2) > 1 and first.end >= max(first.total, second.total):
-        raise SyncError("The API's total counts the rows of a page: it must count all that match.")
-    since = last.earlier(min(settings.lookback_seconds, 1))  # as `Reader` asks
-    recent = source.get(since, 0).rows
-    if recent and since - recent[0][UPDATED_AT] > timedelta(days=1):  # some cut it to the day
+    recent = source.get(last, 0).rows
+    if recent and last - recent[0][UPDATED_AT] > timedelta(days=1):  # some cut it to the day
         raise SyncError("The API returns rows updated before the time that it is asked for.")
     if not recent or recent[0][UPDATED_AT] > last:
         raise SyncError(
-            f"The API leaves out a row of {last.text} when asked for those since {since.text}. If "
-            "it leaves out just that time, set lookback_seconds to 1. If it reads times in "
-            "another zone than it writes them, it cannot be synced."
+            f"The API leaves out a row of {last.text} when asked for those since that time. If it "
+            "leaves out just that time, ask for a second less, in `Client.get`. If it reads times "
+            "in another zone than it writes them, it cannot be synced."
         )
 
 

@@ -3,7 +3,6 @@
 import threading
 
 import pytest
-import tenacity
 from fivetran_connector_sdk import Logging
 
 from memory_api import ID, URL, MemoryApi
@@ -69,7 +68,7 @@ def end_threads():
 
 
 class Clock:
-    """A clock that waits at once: what waits, in the connector and in tenacity, moves it on."""
+    """A clock that waits at once: what waits in the connector moves it on."""
 
     def __init__(self):
         self.now = 0.0
@@ -99,8 +98,7 @@ def destination():
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(connector, "monotonic", clock.monotonic)
-    monkeypatch.setattr(tenacity, "time", clock)
-    monkeypatch.setattr(tenacity.nap, "time", clock)
+    monkeypatch.setattr(connector, "sleep", clock.sleep)
     return clock
 
 
@@ -124,5 +122,20 @@ def sync(destination, clock, monkeypatch):
             end_threads()
         destination.end_sync()
         return destination
+
+    return run
+
+
+@pytest.fixture
+def verdict(clock, monkeypatch):
+    """Run the tests of the setup form as the SDK does. Returns None, or what one says is wrong."""
+    monkeypatch.setattr(Logging, "LOG_LEVEL", Logging.Level.INFO)
+
+    def run(**settings):
+        for test in connector.configuration_form().to_response().tests:
+            result = connector.connector.run_test(test.name, {"base_url": URL, **settings})
+            if result.failure is not None:
+                return result.failure
+        return None
 
     return run
