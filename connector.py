@@ -111,9 +111,8 @@ def read_state(state: dict) -> "Timestamp":
 def next_cursor(cursor: "Timestamp", rows: list, settled: datetime) -> "Timestamp":
     """Return the cursor to checkpoint after a page: the time of its last row that has settled.
 
-    In front of younger rows others may still appear, from transactions that take long, or from
-    other clocks: the next sync reads those again. The cursor never goes back, and stays as it is
-    as long as no row has settled.
+    In front of younger rows others may still appear, from transactions that take long: the next
+    sync reads those again. The cursor never goes back, and stays as it is until a row has settled.
     """
     times = (row[UPDATED_AT] for row in reversed(rows) if row[UPDATED_AT] <= settled)
     return max(cursor, next(times, cursor))
@@ -136,10 +135,8 @@ def with_progress(reader: "Reader") -> Iterator[list]:
         f"{reader.setbacks:,}."
     )
     if not reader.rows_read:  # not even the one that the last sync stopped at
-        log.warning(
-            "No row came. If there should be some, check base_url and api_key; and if the state "
-            f"is that of another API, {RESET}."
-        )
+        check = "If some should, check base_url and api_key; if the state is another API's,"
+        log.warning(f"No row came. {check} {RESET}.")
 
 
 # Reading the list
@@ -207,17 +204,17 @@ class Reader:
     The rule: a page leaves no gap if its first row is older than the last timestamp read. All rows
     in front of it have been read, or have left; behind it, the page is the list. That holds
     however many rows have left, in whatever order the rows of one timestamp (ties) come, and on a
-    replica that shows an older state of the list. A first row that has the last timestamp is not
-    enough, even if it has been read: another tie, which has not, may stand in front of it.
+    replica that lags. A first row of just the last timestamp is not enough, even if it was read:
+    another tie, which was not, may stand in front of it. So each page overlaps the one before by
+    the ties at its end and one row in front of them.
 
-    So each page overlaps the one before by the ties at its end and one row in front of them. If a
-    page begins later all the same, the list has moved: a setback. Reading goes on in a later
-    window, from the last timestamp read on. Its page at offset 0 leaves no gap. A window may begin
-    earlier than asked for, as some APIs cut times to the day: a later one must begin after that.
+    If a page begins later all the same, the list has moved: a setback. Reading goes on in a later
+    window, that of the rows updated since the last timestamp. Its first page leaves no gap. Some
+    APIs cut that time to the day, so the window begins earlier: a later one must not begin there.
 
     If ties fill half a page or more, overlapping them would cost most of each page. A page may
-    then begin among them, with a row that has been read. That needs ties in a stable order, as by
-    id: on such a page, those that have been read must stand in front of the others.
+    then begin among them, with a row that was read. That needs ties in a stable order, as by id:
+    on such a page, those that were read must stand in front of the others.
 
     A short page is not the end: the API may return fewer rows than asked for, or leave out some of
     a page. The list ends where neither a later window nor the next offset leads on. But behind
@@ -299,7 +296,8 @@ class Reader:
             return later
         ties = 0 if self._has_many_ties else len(self._read.ids) + 1
         overlap = min(max(place.overlap, self._least_overlap, ties), self._most_overlap)
-        offset, first_id = max(page.end - overlap, 0), page.rows[0][ID] if page.rows else None
+        offset = max(page.end - overlap, 0)
+        first_id = page.rows[0][ID] if page.rows else None
         if not has_new and offset <= page.offset:
             self._report_end(page)
             return None
@@ -403,7 +401,7 @@ class PageSource:
         client = Client(settings)
         self.close = client.close
         self._ahead = RequestsAhead(client, settings.parallel_requests)
-        self._returns_less = False  # whether the API returns fewer rows than asked for
+        self._returns_less = False  # whether full pages are shorter than asked for
         self._last_length = 0  # rows of the last page
         self._rows_left = 0  # after the last page, as far as is known
 
@@ -441,7 +439,7 @@ class PageSource:
         return [request._replace(offset=offset) for offset in offsets]
 
     def _learn_from(self, page: Page):
-        """Set what a full page is, and how far to request ahead, by a page that has come."""
+        """Learn from a page how long full ones are, and how many rows follow."""
         length = len(page.rows)
         self.longest = max(self.longest, length)
         has_more = page.offset == 0 and page.rows_left > 0
@@ -449,7 +447,7 @@ class PageSource:
         self._last_length = length
         self._rows_left = page.rows_left
         if length >= self.page_length and not page.rows_left and page.total != page.end:
-            self._rows_left = WINDOW_ROWS  # the total does not say
+            self._rows_left = WINDOW_ROWS  # the total does not say how many
 
     def _after_refusal(self, refusal: Refused, offset: int):
         """Ask for less, if a first page was refused. Raises `Refused` if another one was."""
@@ -457,8 +455,7 @@ class PageSource:
             self.max_end = offset  # or up to a page more
             raise refusal
         if self.limit == 2:
-            problem = f"The API refuses the request, whatever the page_size: {refusal}"
-            raise SyncError(problem) from None
+            raise SyncError(f"The API refuses the request: {refusal}") from None
         self._ask_for_less(least=2)
 
     def _wait(self, failures: list[Unavailable], offset: int):
@@ -467,8 +464,7 @@ class PageSource:
         # what takes long or asks to wait is there, too
         is_there = self.longest or error.too_large or error.retry_after is not None
         if tries >= min(MAX_TRIES if is_there else FIRST_TRIES, self._max_tries):
-            problem = f"The API gave no page at offset {offset}: {error} (tries: {tries})."
-            raise SyncError(problem) from None
+            raise SyncError(f"No page at offset {offset} in {tries} tries: {error}") from None
         seconds = max(min(2**tries, MAX_BACKOFF) + random(), error.retry_after or 0)
         log.warning(f"No page: {error}. Trying again in {seconds:.0f} s.")
         self._ahead.slow_down()
@@ -487,12 +483,11 @@ class PageSource:
 class RequestsAhead:
     """Keeps requests in flight: the one whose turn it is, and those that will probably follow.
 
-    Twice as many whenever the page that was expected is asked for and has not come yet, half as
-    many whenever another one is asked for: so a list at rest is read many pages at a time, one
-    that moves with each page one by one. What is expected is remembered even if it was not sent,
-    so the first right guess after wrong ones counts. A failure may come of too many requests,
-    whatever it says: from then on half as many are the most, and one more after `CALM_PAGES`
-    pages without a failure for each of them.
+    Twice as many are allowed whenever the expected page is asked for and has not come yet, half as
+    many whenever another one is asked for: a list at rest is read many pages at a time, one that
+    moves with each page one by one. What is expected is remembered even if it was not sent, so
+    one right guess is enough to begin again. A failure may come of too many requests, whatever it
+    says: then half of them are the most, and one more after every `CALM_PAGES` pages for each.
     """
 
     def __init__(self, client: "Client", parallel_requests: int):
@@ -862,9 +857,9 @@ def check_api(source: PageSource, since: Timestamp):
         raise SyncError("The API returns rows updated before the time that it is asked for.")
     if not recent or recent[0][UPDATED_AT] > last:
         raise SyncError(
-            f"The API leaves out a row of {last.text} when asked for those since that time. If it "
-            "leaves out just that time, ask for a second less, in `Client.get`. If it reads times "
-            "in another zone than it writes them, it cannot be synced."
+            f"The API leaves out a row of {last.text} when asked for those since. If it omits "
+            "just that time, ask for a second less, in `Client.get`. If it reads times in another "
+            "zone than it writes them, it cannot be synced."
         )
 
 

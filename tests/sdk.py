@@ -2,9 +2,11 @@
 
 import atexit
 import importlib
+import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -27,6 +29,24 @@ def copy_project(folder: Path, **configuration: str) -> Path:
         json.dumps(json.loads(path.read_text(encoding="utf-8")) | configuration), encoding="utf-8"
     )
     return folder
+
+
+def adapted(folder: Path, *diffs: str, replacements: dict | None = None) -> Connector:
+    """Import a copy of connector.py that is adapted with diffs of the folder tests, then by replacing texts."""
+    path = folder / "connector.py"
+    shutil.copy(PROJECT / "connector.py", path)
+    for diff in diffs:
+        command = ["git", "apply", "--unsafe-paths", str(PROJECT / "tests" / f"{diff}.diff")]
+        subprocess.run(command, cwd=folder, check=True)
+    code = path.read_text(encoding="utf-8")
+    for old, new in (replacements or {}).items():
+        assert code.count(old) == 1, old
+        code = code.replace(old, new)
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("adapted_connector", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # the SDK does not enter it in sys.modules either
+    return module.connector
 
 
 def environment() -> dict:
@@ -69,8 +89,8 @@ def table(folder: Path) -> dict:
     return {row["id"]: row for row in rows}
 
 
-def deleted(folder: Path) -> set:
-    """The ids of the rows of tester.user that are marked as deleted."""
+def deleted(folder: Path, table: str = "user") -> set:
+    """The ids of the rows of a table that are marked as deleted."""
     with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
-        found = warehouse.execute("select id from tester.user where _fivetran_deleted")
+        found = warehouse.execute(f"select id from tester.{table} where _fivetran_deleted")
         return {id for (id,) in found.fetchall()}

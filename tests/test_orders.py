@@ -1,176 +1,193 @@
-"""What the README says of adapting the connector: the orders of tests/orders.diff, and its recipes, for real."""
+"""Django REST framework on a real PostgreSQL: the orders of tests/orders.diff, and two lists in one connector."""
 
-import importlib.util
 import json
-import shutil
-import subprocess
-import sys
-import threading
-from datetime import UTC, datetime, timedelta
+from contextlib import contextmanager
+from datetime import UTC
 from decimal import Decimal
+from threading import Event, Thread
+from time import monotonic, sleep
 
 import duckdb
 import pytest
 import requests
-import responses
-from fivetran_connector_sdk import Connector
+from django.db import connection, connections
+from rest_framework.exceptions import PermissionDenied
 
 import orders_api
 import sdk
-from memory_api import ROWS, UPDATED_AT, URL, instant, names
+from orders_api import Customer, Order
+
+BY_TIME_ALONE = {'"ordering": f"{UPDATED_AT},{ID}"': '"ordering": UPDATED_AT'}
 
 
-def adapted(diff: str, folder) -> Connector:
-    """Adapt a copy of the connector with a diff, and import it."""
-    shutil.copy(sdk.PROJECT / "connector.py", folder)
-    command = ["git", "apply", "--unsafe-paths", str(sdk.PROJECT / "tests" / f"{diff}.diff")]
-    subprocess.run(command, cwd=folder, check=True)
-    spec = importlib.util.spec_from_file_location(f"adapted_{diff}", folder / "connector.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.connector
+class LateTransaction:
+    """Stamps some orders when it begins, and shows them when it commits, 15 s later."""
 
+    def __init__(self):
+        self._connection = connection.get_new_connection(connection.get_connection_params())
+        self._connection.execute(
+            "update orders_order set amount = amount + 1, updated_at = now() where id % 100 = 0"
+        )
+        self._began = monotonic()
 
-# The orders
+    def wait_until(self, seconds: float):
+        """Wait until so many seconds have passed since it began."""
+        sleep(max(self._began + seconds - monotonic(), 0))
+
+    def commit(self):
+        self.wait_until(15)
+        self._connection.commit()
+
+    def close(self):
+        self._connection.close()
 
 
 @pytest.fixture(scope="module")
-def base_url():
-    orders_api.make_orders(2000)
-    with orders_api.serve() as url:
+def url():
+    with orders_api.database(), orders_api.serve() as url:
+        orders_api.make_orders(1000)
+        orders_api.make_customers(1000)
         yield url
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def late(url):
+    """A transaction that begins before all tests of this file: they need not wait for it one after the other."""
+    late = LateTransaction()
+    orders_api.change(40)
+    yield late
+    late.close()
+
+
+@contextmanager
 def changes():
     """Let orders change all the time while this is entered."""
+    ended = Event()
 
-    class Changes:
-        def __enter__(self):
-            self.ended = threading.Event()
-            self.thread = threading.Thread(target=self.run)
-            self.thread.start()
+    def run():
+        while not ended.wait(0.05):
+            orders_api.change(10)
+        connections.close_all()
 
-        def run(self):
-            while not self.ended.wait(0.02):
-                orders_api.change(5)
-
-        def __exit__(self, *error):
-            self.ended.set()
-            self.thread.join()
-
-    return Changes()
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def stored_orders() -> dict:
-    return {str(o["id"]): o | {"id": str(o["id"])} for o in orders_api.Order.objects.values()}
+def orders_in_postgresql() -> dict:
+    return {str(order["id"]): order | {"id": str(order["id"])} for order in Order.objects.values()}
 
 
-def test_orders_that_change_all_the_time_land_in_duckdb_as_they_are_in_sqlite(
-    base_url, changes, tmp_path
-):
-    connector, configuration = adapted("orders", tmp_path), {"base_url": base_url}
-    assert connector.run_test("test_connection", configuration).failure is None
-    with changes:
-        sdk.run(connector, tmp_path, configuration)
-    sdk.run(connector, tmp_path, configuration)
-    with duckdb.connect(str(tmp_path / "files" / "warehouse.db"), read_only=True) as warehouse:
+def orders_in_duckdb(folder) -> dict:
+    names = ("id", "customer", "amount", "line_items", "is_deleted", "updated_at")
+    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
         found = warehouse.execute(
             "select id, customer, amount, line_items, is_deleted, "
             "updated_at at time zone 'UTC' from tester.orders"
         ).fetchall()
-    rows = {
-        id: {
-            "id": id,
-            "customer": customer,
-            "amount": amount,
-            "line_items": json.loads(line_items),
-            "is_deleted": is_deleted,
-            "updated_at": updated_at.replace(tzinfo=UTC),
+    orders = (dict(zip(names, row, strict=True)) for row in found)
+    return {
+        order["id"]: order
+        | {
+            "line_items": json.loads(order["line_items"]),
+            "updated_at": order["updated_at"].replace(tzinfo=UTC),
         }
-        for id, customer, amount, line_items, is_deleted, updated_at in found
+        for order in orders
     }
-    assert rows == stored_orders()
-    assert isinstance(rows["7"]["amount"], Decimal)
 
 
-def test_a_plain_loop_over_the_same_api_loses_orders(base_url, changes):
-    rows, cursor = {}, "2020-01-01T00:00:00Z"
-
-    def sync():
-        nonlocal cursor
-        url = f"{base_url}?ordering=updated_at,id&limit=100"
-        parameters, offset, count = {"updated_since": cursor}, 0, 1
-        while offset < count:
-            page = requests.get(url, params=parameters | {"offset": offset}, timeout=60).json()
-            rows.update({str(order["id"]): Decimal(order["amount"]) for order in page["results"]})
-            offset, count = offset + 100, page["count"]
-            cursor = page["results"][-1]["updated_at"]
-
-    with changes:
-        sync()
-    sync()
-    assert rows != {id: order["amount"] for id, order in stored_orders().items()}
+def customers_in_duckdb(folder) -> dict:
+    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
+        found = warehouse.execute("select id, name, amount from tester.customers")
+        return {id: (name, amount) for id, name, amount in found.fetchall()}
 
 
-# The recipes
+def customers_in_postgresql() -> dict:
+    customers = Customer.objects.values_list("id", "name", "amount")
+    return {str(id): (name, amount) for id, name, amount in customers}
 
 
-def test_the_recipe_for_a_deletion_flag(api, tmp_path):
-    connector = adapted("deletion_flag", tmp_path)
-    api.add(5, is_deleted=False)
-    sdk.run(connector, tmp_path, {"base_url": URL})
-    api.users["3"]["is_deleted"] = True
-    api.touch("3")
-    sdk.run(connector, tmp_path, {"base_url": URL})
-    assert sdk.deleted(tmp_path) == {"3"}
+def test_a_plain_loop_misses_rows_of_a_list_sorted_by_time_alone_though_nothing_changes(url):
+    read, offset, count = set(), 0, 1
+    while offset < count:
+        page = requests.get(
+            f"{url}/customers?ordering=updated_at&limit=100&offset={offset}", timeout=60
+        ).json()
+        read |= {str(customer["id"]) for customer in page["results"]}
+        offset, count = offset + 100, page["count"]
+    missing = customers_in_postgresql().keys() - read
+    assert len(missing) >= 10
 
 
-def test_the_recipe_for_a_token_that_expires(api, tmp_path):
-    connector = adapted("token", tmp_path)
-    api.add(250)
-    given = []
-
-    def give_token(request):
-        given.append(f"token {len(given)}")
-        return 200, {}, json.dumps({"access_token": given[-1]})
-
-    answer = api.answer
-    api.answer = lambda request: (
-        answer(request)
-        if request.headers.get("Authorization", "").removeprefix("Bearer ") in given
-        else (401, {}, "")
-    )
-    with responses.RequestsMock() as mock:
-        mock.add_callback(responses.GET, URL, callback=lambda request: api.answer(request))
-        mock.add_callback(responses.POST, "https://api.example.com/token", callback=give_token)
-        sdk.run(connector, tmp_path, {"base_url": URL, "api_key": "s3cr3t"})
-    assert names(sdk.table(tmp_path)) == names(api.users)
-    assert 1 <= len(given) <= 8
+def test_the_connector_misses_no_row_of_a_list_sorted_by_time_alone(url, tmp_path):
+    replacements = BY_TIME_ALONE | {
+        'TABLE, ID, UPDATED_AT = "orders"': 'TABLE, ID, UPDATED_AT = "customers"',
+        '{"type": "DECIMAL", "precision": 12, "scale": 2}': '"STRING"',
+    }
+    connector = sdk.adapted(tmp_path, "orders", replacements=replacements)
+    sdk.run(connector, tmp_path, {"base_url": f"{url}/customers"})
+    assert customers_in_duckdb(tmp_path) == customers_in_postgresql()
 
 
-def test_the_recipe_for_epoch_numbers(api, tmp_path):
-    connector = adapted("epoch", tmp_path)
-    api.add(250)
-    page = api.page
-
-    def epoch_page(parameters):
-        if since := parameters.get("updated_since"):
-            time = datetime.fromtimestamp(int(since), UTC)
-            parameters = parameters | {"updated_since": time.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        answer = page(parameters)
-        return answer | {
-            ROWS: [
-                row | {UPDATED_AT: int(instant(row[UPDATED_AT]).timestamp())}
-                for row in answer[ROWS]
-            ]
-        }
-
-    api.page = epoch_page
-    for lookback in ("0", "60"):
-        api.touch("7")
-        api.now += timedelta(seconds=60)
-        configuration = {"base_url": URL, "lookback_seconds": lookback}
+@pytest.mark.parametrize("replacements", [{}, BY_TIME_ALONE], ids=["time_and_id", "time_alone"])
+def test_orders_that_change_all_the_time_land_in_duckdb_as_they_are_in_postgresql(
+    url, tmp_path, replacements
+):
+    connector = sdk.adapted(tmp_path, "orders", replacements=replacements)
+    configuration = {"base_url": f"{url}/orders"}
+    assert connector.run_test("test_connection", configuration).failure is None
+    with changes():
         sdk.run(connector, tmp_path, configuration)
-        assert names(sdk.table(tmp_path)) == names(api.users)
-    assert sdk.state(tmp_path)["last_updated_at"].startswith("2024-01-")
+    sdk.run(connector, tmp_path, configuration)
+    assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
+    assert isinstance(orders_in_duckdb(tmp_path)["5"]["amount"], Decimal)
+
+
+def test_of_two_lists_the_one_that_fails_is_named_and_the_other_is_synced(
+    url, tmp_path, monkeypatch
+):
+    replacements = {
+        '("users", COLUMNS)': '("orders", COLUMNS)',
+        '"team": ("teams", TEAM)': '"customers": ("customers", TEAM)',
+        '"name": (Text, "STRING")}': '"amount": (Text, "STRING")}',
+    }
+    connector = sdk.adapted(tmp_path, "orders", "several_lists", replacements=replacements)
+    configuration = {"base_url": url, "page_size": "300"}
+    assert connector.run_test("test_connection", configuration).failure is None
+
+    def refuse_second_page(view, request):
+        if view.queryset.model is Order and int(request.GET["offset"]) > 0:
+            raise PermissionDenied
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders_api.Orders, "check_permissions", refuse_second_page)
+        assert "orders: " in connector.run_test("test_connection", configuration).failure
+        with pytest.raises(RuntimeError, match=r"orders: .*403") as caught:
+            sdk.run(connector, tmp_path, configuration)
+    assert "customers: " not in str(caught.value)
+    assert customers_in_duckdb(tmp_path) == customers_in_postgresql()
+    sdk.run(connector, tmp_path, configuration)
+    assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
+    assert {table: list(of_list) for table, of_list in sdk.state(tmp_path).items()} == {
+        "orders": ["last_updated_at"],
+        "customers": ["last_updated_at"],
+    }
+
+
+def test_rows_of_a_transaction_that_commits_late_arrive_though_others_changed_meanwhile(
+    url, late, tmp_path
+):
+    connector = sdk.adapted(tmp_path, "orders", replacements=BY_TIME_ALONE)
+    configuration = {"base_url": f"{url}/orders", "page_size": "500"}
+    sdk.run(connector, tmp_path, configuration)
+    late.wait_until(12)  # longer ago than clocks differ
+    orders_api.change(40)
+    sdk.run(connector, tmp_path, configuration)
+    late.commit()
+    assert orders_in_duckdb(tmp_path) != orders_in_postgresql()
+    sdk.run(connector, tmp_path, configuration)
+    assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
