@@ -28,16 +28,16 @@ import requests
 from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_field
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
-from pydantic import BaseModel, Field, HttpUrl, SecretStr, ValidationError
+from pydantic import AliasPath, BaseModel, Field, HttpUrl, SecretStr, ValidationError
 from pydantic_core import from_json
 from typing_extensions import TypedDict
 
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
-CLOCK_SKEW = timedelta(seconds=10)  # the most between the API's clocks
+CLOCK_SKEW = timedelta(seconds=10)  # between the clocks of the `Date` header and of timestamps
 WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more, or end there
 LEAST_OVERLAP = 2  # rows that two pages share: one of the last timestamp, one in front of it
-FEW_ROWS = 10  # no API has smaller pages: fewer rows are all of them if the total says so
+FEW_ROWS = 10  # a total may count just the page, but no API has pages of fewer rows
 MAX_SETBACKS = 8  # without a new row in between (see `Reader`)
 MAX_CHANGED_PAGES = 100  # pages that end with a row changed during the sync, after which it ends
 
@@ -45,7 +45,7 @@ CONNECT_TIMEOUT, READ_TIMEOUT, MAX_RETRY_AFTER = 10, 60, 600  # seconds; for eac
 MAX_TRIES = 7  # requests for one page: with their waits, they outlast a limit per minute
 FIRST_TRIES = 3  # while it is not known that the API is there
 MAX_BACKOFF = 60  # seconds
-CALM_PAGES = 8  # without a failure, for each request in flight, before one more is allowed
+CALM_PAGES = 8  # without a failure, for each request allowed, before one more is
 PROGRESS_SECONDS = 10  # between two progress messages
 RESET = "reset the state (`fivetran reset`, or a re-sync on Fivetran)"
 
@@ -161,7 +161,7 @@ class Timestamp(datetime):
         return time
 
 
-LIST_START = Timestamp(1, 1, 1, tzinfo=UTC)  # before every row
+LIST_START = Timestamp(1, 1, 1, tzinfo=UTC)  # before every row; no text: neither filter nor state
 
 
 class RowsRead:
@@ -191,7 +191,7 @@ class Place(NamedTuple):
     since: Timestamp
     offset: int = 0
     overlap: int = LEAST_OVERLAP  # rows that each page of the window shares with the one before
-    cut: timedelta = timedelta(0)  # how much earlier than `since` the window really begins
+    cut: timedelta = timedelta(0)  # how much earlier than `since` the first row of the window is
     first_id: str | None = None  # of the page before
 
 
@@ -201,24 +201,26 @@ class Reader:
     The list is sorted by timestamp, and a row that changes moves to its end. So rows may leave the
     middle, but none joins it, except late ones, which the next sync reads (see `next_cursor`).
 
-    The rule: a page leaves no gap if its first row is older than the last timestamp read. All rows
-    in front of it have been read, or have left; behind it, the page is the list. That holds
-    however many rows have left, in whatever order the rows of one timestamp (ties) come, and on a
-    replica that lags. A first row of just the last timestamp is not enough, even if it was read:
-    another tie, which was not, may stand in front of it. So each page overlaps the one before by
-    the ties at its end and one row in front of them.
+    The rule: a page leaves no gap if its first row is older than the last timestamp read. For all
+    rows older than that have been read, only of those with just that timestamp (ties) some may be
+    missing; and behind its first row, the page is the list. That holds however many rows have
+    left, in whatever order ties come, and on a replica that lags. A first row of just the last
+    timestamp is not enough, even if it was read: a tie that was not may stand in front of it. So
+    each page overlaps the one before by the ties at its end and one row in front of them.
 
-    If a page begins later all the same, the list has moved: a setback. Reading goes on in a later
-    window, that of the rows updated since the last timestamp. Its first page leaves no gap. Some
-    APIs cut that time to the day, so the window begins earlier: a later one must not begin there.
+    If a page begins later all the same, or is empty, the list has moved: a setback. Reading goes
+    on in a later window, of the rows updated since the last timestamp, whose first page leaves no
+    gap. Some APIs cut that time, to the day, say, so that the window begins earlier. The next one
+    must be later by more than that, or reading could begin at the same row for ever.
 
-    If ties fill half a page or more, overlapping them would cost most of each page. A page may
-    then begin among them, with a row that was read. That needs ties in a stable order, as by id:
-    on such a page, those that were read must stand in front of the others.
+    If ties fill half a page or more, they and one row do not fit into half a page: overlapping
+    them would cost most of each page. A page may then begin among them, with a row that was read.
+    That needs ties in a stable order, as by id: those that were read stand in front of the others.
 
-    A short page is not the end: the API may return fewer rows than asked for, or leave out some of
-    a page. The list ends where neither a later window nor the next offset leads on. But behind
-    rows that changed during the sync there are only such rows, which are left to the next one.
+    A short page is not the end: the API may return fewer rows than asked for, or leave some out.
+    The list ends where a page has no new row, no later window is left, and the next offset would
+    be no larger. But behind rows that changed during the sync there are only such rows, for the
+    next one: reading stops at a short page of them, or after `MAX_CHANGED_PAGES`.
     """
 
     def __init__(self, source: "PageSource", settings: "Settings", cursor: Timestamp):
@@ -257,9 +259,11 @@ class Reader:
         return len(self._read.ids) >= self._most_overlap
 
     def _continues(self, page: "Page") -> bool:
-        """Return whether a page leaves no gap."""
-        if page.offset == 0 or not page.rows:
-            return page.offset == 0
+        """Return whether a page leaves no gap. An empty one does, except at offset 0."""
+        if page.offset == 0:
+            return True
+        if not page.rows:
+            return False
         first, last = page.rows[0], self._read.last
         if first[UPDATED_AT] < last:
             return True
@@ -267,7 +271,7 @@ class Reader:
             return False
         were_read = [row in self._read for row in page.rows if row[UPDATED_AT] == last]
         is_stable = were_read == sorted(were_read, reverse=True)
-        return is_stable or last > self.settled  # the next sync reads those again
+        return is_stable or last > self.settled  # what has not settled, the next sync reads again
 
     def _take_new(self, page: "Page") -> list:
         """Return the rows of a page that have not been read, and count them as read."""
@@ -284,50 +288,48 @@ class Reader:
     def _after_page(self, place: Place, page: "Page", has_new: bool) -> Place | None:
         """Return where to read on after a page that leaves no gap: None at the end of the list."""
         is_full = len(page.rows) >= self.source.page_length
-        if self._is_enough(page, is_full):
+        if self._may_stop(page, is_full):
             return None
         if page.offset == 0 and page.rows:
-            cut = place.since - page.rows[0][UPDATED_AT]
-            place = place._replace(cut=max(cut, timedelta(0)))
+            place = place._replace(cut=place.since - page.rows[0][UPDATED_AT])
         is_last_of_window = page.end + self.source.limit > self.source.max_end
-        ends_window = not is_full or not has_new or self._has_many_ties or is_last_of_window
-        later = self._later_window(place)
-        if ends_window and later:
-            return later
+        if not is_full or not has_new or self._has_many_ties or is_last_of_window:
+            later = self._later_window(place.since, place.cut)
+            if later:
+                return later
         ties = 0 if self._has_many_ties else len(self._read.ids) + 1
         overlap = min(max(place.overlap, self._least_overlap, ties), self._most_overlap)
         offset = max(page.end - overlap, 0)
-        first_id = page.rows[0][ID] if page.rows else None
         if not has_new and offset <= page.offset:
             self._report_end(page)
             return None
+        first_id = page.rows[0][ID] if page.rows else None
         if not has_new and first_id == place.first_id:
             self._count_setback(page)  # the API hides rows, or ignores the offset
         return place._replace(offset=offset, overlap=overlap, first_id=first_id)
 
-    def _is_enough(self, page: "Page", is_full: bool) -> bool:
+    def _may_stop(self, page: "Page", is_full: bool) -> bool:
         """Return whether a page is all of the list, or what follows it is for the next sync."""
         if page.offset == 0 and page.end == page.total and page.end < FEW_ROWS:
             return not is_full
-        # not so in the future, where local times lie that the API takes for UTC
+        # a time in the future is no change: it is a local one, marked or taken as UTC
         has_changed = self.started <= self._read.last <= page.time + CLOCK_SKEW
         return has_changed and (not is_full or self._changed_pages > MAX_CHANGED_PAGES)
 
-    def _later_window(self, place: Place) -> Place | None:
-        """Return a window from the last timestamp on, None if it would begin like this one."""
-        is_later = self._read.last - place.since > place.cut
+    def _later_window(self, since: Timestamp, cut: timedelta = timedelta(0)) -> Place | None:
+        """Return a window from the last timestamp on, None if `since` is not earlier by a cut."""
+        is_later = self._read.last - since > cut
         return Place(self._read.last, overlap=self._least_overlap) if is_later else None
 
     def _after_setback(self, place: Place, page: "Page") -> Place:
         """Return where to read on after a page that leaves a gap. Raises `SyncError`."""
         self._count_setback(page)
         self._least_overlap = min(2 * self._least_overlap, self._most_overlap)
-        if not page.rows:  # perhaps the API ends all windows at this depth
-            place = place._replace(cut=timedelta(0))
+        # where no row comes, all windows may end, and any later one leads on
+        later = self._later_window(place.since, place.cut if page.rows else timedelta(0))
         back = self.source.page_length * 2 ** (self._setbacks_in_a_row - 1)  # 1, 2, 4, ... pages
-        return self._later_window(place) or place._replace(
-            offset=max(place.offset - back, 0), overlap=self._least_overlap, first_id=None
-        )
+        offset = max(place.offset - back, 0)
+        return later or place._replace(offset=offset, overlap=self._least_overlap)
 
     def _count_setback(self, page: "Page"):
         """Count a page that did not lead on. Raises `SyncError` after too many."""
@@ -336,14 +338,14 @@ class Reader:
         if self._setbacks_in_a_row > MAX_SETBACKS:
             raise SyncError(
                 f"The list cannot be paged. Sort it by {ID}, too, so that the rows of one "
-                f"{UPDATED_AT} keep their order, or set page_size to over twice their number (at "
-                f"least {len(self._read.ids)}). The API must honor offset, with 3 rows a page or "
-                f"more: {MAX_SETBACKS} pages did not lead on, the last at offset {page.offset}."
+                f"{UPDATED_AT} keep their order, or set page_size above twice their number, which "
+                f"is {len(self._read.ids)} or more. The API must honor offset, with 3 rows a page "
+                f"or more: the page at offset {page.offset} did not lead on, like those before."
             )
 
     def _after_refusal(self, place: Place, refusal: Refused) -> Place:
         """Return where to read on after the API refused an offset. Raises `SyncError`."""
-        if later := self._later_window(place._replace(cut=timedelta(0))):
+        if later := self._later_window(place.since):
             return later
         raise SyncError(
             f"More rows have {UPDATED_AT} {self._read.last.text}, or are one to the API's filter, "
@@ -401,14 +403,14 @@ class PageSource:
         client = Client(settings)
         self.close = client.close
         self._ahead = RequestsAhead(client, settings.parallel_requests)
-        self._returns_less = False  # whether full pages are shorter than asked for
+        self._is_capped = False  # whether full pages have fewer rows than asked for
         self._last_length = 0  # rows of the last page
         self._rows_left = 0  # after the last page, as far as is known
 
     @property
     def page_length(self) -> int:
         """Rows of a full page: as many as are asked for, unless the API returns fewer."""
-        return self.longest if self._returns_less else self.limit
+        return self.longest if self._is_capped else self.limit
 
     def get(self, since: Timestamp, offset: int, overlap: int = LEAST_OVERLAP) -> Page:
         """Return the page of rows updated since a time, from an offset on.
@@ -442,19 +444,20 @@ class PageSource:
         """Learn from a page how long full ones are, and how many rows follow."""
         length = len(page.rows)
         self.longest = max(self.longest, length)
+        # shown by a short page with rows behind it, or by two pages of one length
         has_more = page.offset == 0 and page.rows_left > 0
-        self._returns_less |= length > 1 and (has_more or length == self._last_length)
+        self._is_capped |= length > 1 and (has_more or length == self._last_length)
         self._last_length = length
         self._rows_left = page.rows_left
         if length >= self.page_length and not page.rows_left and page.total != page.end:
             self._rows_left = WINDOW_ROWS  # the total does not say how many
 
     def _after_refusal(self, refusal: Refused, offset: int):
-        """Ask for less, if a first page was refused. Raises `Refused` if another one was."""
+        """Ask for less, if the page size may be refused, else raise `Refused` or `SyncError`."""
         if offset > 0:
-            self.max_end = offset  # or up to a page more
+            self.max_end = offset  # the true one is less than a page above it
             raise refusal
-        if self.limit == 2:
+        if self.longest or self.limit == 2:
             raise SyncError(f"The API refuses the request: {refusal}") from None
         self._ask_for_less(least=2)
 
@@ -475,9 +478,10 @@ class PageSource:
 
     def _ask_for_less(self, least: int):
         """Ask for half as many rows from now on."""
-        self.limit = min(max(self.limit // 2, least), self.limit)
-        self.longest = min(self.longest, self.limit)
-        log.info(f"Asking for pages of {self.limit} rows from now on.")
+        if self.limit > least:
+            self.limit = max(self.limit // 2, least)
+            self.longest = min(self.longest, self.limit)
+            log.info(f"Asking for pages of {self.limit} rows from now on.")
 
 
 class RequestsAhead:
@@ -487,14 +491,14 @@ class RequestsAhead:
     many whenever another one is asked for: a list at rest is read many pages at a time, one that
     moves with each page one by one. What is expected is remembered even if it was not sent, so
     one right guess is enough to begin again. A failure may come of too many requests, whatever it
-    says: then half of them are the most, and one more after every `CALM_PAGES` pages for each.
+    says: half as many become the limit, which rises by one after `CALM_PAGES` pages for each.
     """
 
-    def __init__(self, client: "Client", parallel_requests: int):
-        self._client, self._parallel_requests = client, parallel_requests
-        self._most = parallel_requests  # requests in flight, since the last failure
-        self._allowed = min(2, self._most)  # requests in flight, at present
-        self._calm_pages = 0  # since the last failure, or since one more was allowed
+    def __init__(self, client: "Client", most: int):
+        self._client, self._most = client, most  # requests in flight, whatever happens
+        self._limit = most  # since the last failure
+        self._allowed = min(2, most)  # at present
+        self._calm_pages = 0  # since the last failure, or since the limit has risen
         self._in_flight: dict[PageRequest, Future] = {}
         self._expected: PageRequest | None = None  # the next one
 
@@ -507,7 +511,7 @@ class RequestsAhead:
             self._in_flight.pop(dropped).cancel()
         has_come = request in self._in_flight and self._in_flight[request].done()
         if self._expected == request and not has_come:
-            self._allowed = min(self._allowed * 2, self._most)
+            self._allowed = min(self._allowed * 2, self._limit)
         elif self._expected not in (request, None):
             self._allowed = max(self._allowed // 2, 1)
         for sent in [request, *following][: self._allowed]:
@@ -517,13 +521,13 @@ class RequestsAhead:
         page = self._in_flight.pop(request).result()
         self._expected = following[0] if following else None
         self._calm_pages += 1
-        if self._calm_pages >= CALM_PAGES * self._most:
-            self._calm_pages, self._most = 0, min(self._most + 1, self._parallel_requests)
+        if self._calm_pages >= CALM_PAGES * self._limit:
+            self._calm_pages, self._limit = 0, min(self._limit + 1, self._most)
         return page
 
     def slow_down(self):
         """Allow half as many requests, and forget those that have failed: they are sent again."""
-        self._most = self._allowed = max(self._allowed // 2, 1)
+        self._limit = self._allowed = max(self._allowed // 2, 1)
         self._calm_pages = 0
         flying = self._in_flight.items()
         self._in_flight = {r: f for r, f in flying if not (f.done() and f.exception())}
@@ -591,17 +595,17 @@ class Client:
             raise explain_no_answer(error, self.settings.base_url) from None
         date = http_date(response, "Date")
         time = date - response.elapsed if date else sent
-        answer = self._read(response, request.offset)
+        answer = self._parse(response, request.offset)
         return Page(answer.rows, answer.total, request.offset, time)
 
-    def _read(self, response: requests.Response, offset: int) -> "Answer":
+    def _parse(self, response: requests.Response, offset: int) -> "Answer":
         """Return the answer in a response. Raises as `get` does."""
         code = response.status_code
         if code == 204 or (code in (404, 416) and offset > 0):  # 416 as of PostgREST
             return NO_ROWS
         if code not in (200, 203, 206):  # 206 as of PostgREST
             raise self._explain_status(response, offset)
-        body, where = self._read_json(response), f"The API's answer at offset {offset}"
+        body, where = self._parse_json(response), f"The API's answer at offset {offset}"
         if body == {}:  # some leave an empty list out
             return NO_ROWS
         try:
@@ -615,7 +619,7 @@ class Client:
             raise SyncError(f"{where} is out of order: it must be sorted by {UPDATED_AT}.")
         return answer
 
-    def _read_json(self, response: requests.Response) -> object:
+    def _parse_json(self, response: requests.Response) -> object:
         """Return the JSON of a response. Raises `Unavailable` if it is none."""
         with suppress(ValueError):
             return from_json(response.content)
@@ -640,7 +644,7 @@ class Client:
         if seconds is not None and seconds > MAX_RETRY_AFTER:
             return SyncError(f"{status}: it asks to wait {seconds:.0f} s, sync again then{words}")
         hint = " (a smaller page_size may help)" if code >= 500 or code == 413 else ""
-        wait = 0 if code == 429 and seconds is None else seconds
+        wait = 0 if code == 429 and seconds is None else seconds  # a 429 always asks to wait
         too_large = code in (413, 504, 524)  # 524 as of Cloudflare
         return Unavailable(f"{status}{hint}{words}", wait, too_large)
 
@@ -659,8 +663,7 @@ def explain_no_answer(error: Exception, url: HttpUrl) -> SyncError:
     if is_slow and not isinstance(error, requests.ConnectTimeout):
         problem = f"no answer from {host} within {READ_TIMEOUT} s (a smaller page_size may help)"
         return Unavailable(problem, too_large=True)
-    is_insecure = isinstance(error, requests.exceptions.SSLError)
-    hint = "whether it is http, or its certificate" if is_insecure else "base_url, and the server"
+    hint = "base_url, whether it is http or https, and the server"
     return Unavailable(f"no answer from {host} ({detail}; check {hint})")
 
 
@@ -723,9 +726,7 @@ class Answer(BaseModel, hide_input_in_errors=True):
 
     rows: Rows = Field(alias="data", repr=False)
     # a path: ("meta", "total") is that of {"meta": {"total": 1}}
-    total: Annotated[int | None, OR_NULL] = Field(
-        None, validation_alias=pydantic.AliasPath("total")
-    )
+    total: Annotated[int | None, OR_NULL] = Field(None, validation_alias=AliasPath("total"))
     offset: Any = None
 
 
