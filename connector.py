@@ -293,16 +293,14 @@ class Reader:
         if page.offset == 0 and page.rows:
             place = place._replace(cut=place.since - page.rows[0][UPDATED_AT])
         is_last_of_window = page.end + self.source.limit > self.source.max_end
-        if not is_full or not has_new or self._has_many_ties or is_last_of_window:
-            later = self._later_window(place.since, place.cut)
-            if later:
-                return later
+        is_over = not is_full or not has_new or self._has_many_ties or is_last_of_window
+        if is_over and (later := self._later_window(place.since, place.cut)):
+            return later
         ties = 0 if self._has_many_ties else len(self._read.ids) + 1
         overlap = min(max(place.overlap, self._least_overlap, ties), self._most_overlap)
         offset = max(page.end - overlap, 0)
         if not has_new and offset <= page.offset:
-            self._report_end(page)
-            return None
+            return self._after_window(place, page)
         first_id = page.rows[0][ID] if page.rows else None
         if not has_new and first_id == place.first_id:
             self._count_setback(page)  # the API hides rows, or ignores the offset
@@ -321,15 +319,17 @@ class Reader:
         is_later = self._read.last - since > cut
         return Place(self._read.last, overlap=self._least_overlap) if is_later else None
 
-    def _after_setback(self, place: Place, page: "Page") -> Place:
+    def _after_setback(self, place: Place, page: "Page") -> Place | None:
         """Return where to read on after a page that leaves a gap. Raises `SyncError`."""
+        if not page.rows and self._setbacks_in_a_row == MAX_SETBACKS:
+            return self._after_window(place, page)  # nor are there rows further in front
         self._count_setback(page)
         self._least_overlap = min(2 * self._least_overlap, self._most_overlap)
-        # where no row comes, all windows may end, and any later one leads on
-        later = self._later_window(place.since, place.cut if page.rows else timedelta(0))
         back = self.source.page_length * 2 ** (self._setbacks_in_a_row - 1)  # 1, 2, 4, ... pages
         offset = max(place.offset - back, 0)
-        return later or place._replace(offset=offset, overlap=self._least_overlap)
+        return self._later_window(place.since, place.cut) or place._replace(
+            offset=offset, overlap=self._least_overlap
+        )
 
     def _count_setback(self, page: "Page"):
         """Count a page that did not lead on. Raises `SyncError` after too many."""
@@ -352,13 +352,20 @@ class Reader:
             f"than it lets be paged through. Set page_size above their number. {refusal}"
         )
 
-    def _report_end(self, page: "Page"):
-        """Warn if the list may have been cut off. Raises `SyncError` if that is likely."""
+    def _after_window(self, place: Place, page: "Page") -> Place | None:
+        """Return where to read on after the last page of a window: None at the end of the list.
+
+        Raises `SyncError` if the list has probably been cut off.
+        """
+        is_whole = page.rows and page.end == page.total != WINDOW_ROWS
+        if not is_whole and (later := self._later_window(place.since)):
+            return later  # the API may end all windows at this depth
         problem = f"The list ends at offset {page.end}, and its total says {page.total}"
-        if page.end >= WINDOW_ROWS and page.rows_left > self.source.limit:
+        if page.end == WINDOW_ROWS and page.rows_left > self.source.limit:
             raise SyncError(f"{problem}: the API cuts it off, or counts too many.")
         if page.rows_left or page.end == WINDOW_ROWS:
             log.warning(f"{problem}: the API counts too many, hides rows, or cuts the list off.")
+        return None
 
 
 # Requesting pages
@@ -739,26 +746,32 @@ def explain_validation(error: ValidationError, hide_secrets: Callable[[str], str
     """Return what is wrong with an answer or a configuration, without people's data."""
     faults = []
     for fault in error.errors()[:5]:
-        path, what, came = ".".join(map(str, fault["loc"])), fault["msg"], fault["input"]
-        if fault["type"] == "missing":
-            names = hide_secrets(", ".join(filter(str.isidentifier, came)))
-            what = f"is missing; there is {names[:200]}"
-            if len(fault["loc"]) == 1:  # no page, but perhaps an error with status 200
-                words = (came[name] for name in ("error", "errors", "message") if name in came)
-                what += "".join(f"; it says: {hide_secrets(str(said))[:200]}" for said in words)
-        elif fault["type"] == "extra_forbidden":
-            what = f"is not a setting; known are {', '.join(Settings.model_fields)}"
-        elif fault["type"] in ("model_type", "dict_type"):
-            what = f"should be an object, but is {JSON_TYPES[type(came)]}"
-        elif path and type(came) is not str:
-            what += f", but is {JSON_TYPES[type(came)]}"
-            if came is None and fault["loc"][-1] == UPDATED_AT:
-                what += " (it must be filled when a row is created, too)"
+        path, what = ".".join(map(str, fault["loc"])), explain_fault(fault, hide_secrets)
         if setting := Settings.model_fields.get(path):
             what += f" ({setting.description})"
-        what = what.removeprefix("Value error, ").removeprefix("Input ")
         faults.append(f"`{path}` {what}" if path else what)
     return "; ".join(faults)
+
+
+def explain_fault(fault: dict, hide_secrets: Callable[[str], str]) -> str:
+    """Return what is wrong with a field."""
+    kind, came = fault["type"], fault["input"]
+    if kind == "missing":
+        names = hide_secrets(", ".join(filter(str.isidentifier, came)))
+        # perhaps it is no page, but an error with status 200
+        words = (came[name] for name in ("error", "errors", "message") if name in came)
+        said = "".join(f"; it says: {hide_secrets(str(word))[:200]}" for word in words)
+        return f"is missing; there is {names[:200]}{said if len(fault['loc']) == 1 else ''}"
+    if kind == "extra_forbidden":
+        return f"is not a setting; known are {', '.join(Settings.model_fields)}"
+    if kind in ("model_type", "dict_type"):
+        return f"should be an object, but is {JSON_TYPES[type(came)]}"
+    what = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if fault["loc"] and type(came) is not str:
+        what += f", but is {JSON_TYPES[type(came)]}"
+    if came is None and fault["loc"][-1] == UPDATED_AT:
+        what += " (it must be filled when a row is created, too)"
+    return what
 
 
 class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):

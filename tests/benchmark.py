@@ -314,19 +314,16 @@ def multiple(medians: dict, contender: str) -> str:
 
 
 def show_summary(delays: dict, missing: dict, contenders: list):
-    """Print the table of the README."""
-    print("\n| | " + " | ".join(contenders) + " |\n" + "| --- " * (len(contenders) + 1) + "|")
-
-    def row(title: str, cells):
-        print(f"| {title} | " + " | ".join(map(str, cells)) + " |")
-
-    row("rows missing, of 5,000, if PostgreSQL sorts by time alone", missing["ties"])
-    for changes in CHANGES[1:]:
-        row(f"rows missing, of 5,000, if {changes} change before a page", missing[changes])
-    for delay, medians in delays.items():
-        title = f"time, in floors, if an answer takes {delay} ms"
-        row(title, [multiple(medians, name) for name in contenders])
-    row("requests", [f"{medians[name]['requests']:.0f}" for name in contenders])
+    """Print the table of the README: what is missing, times in floors, and requests."""
+    titles = ["missing: sorted by time alone", *(f"{n} change" for n in CHANGES[1:])]
+    titles += [f"time: {delay} ms" for delay in delays] + ["requests"]
+    print("\n| | " + " | ".join(titles) + " |\n" + "| --- " * (len(titles) + 1) + "|")
+    for number, name in enumerate(contenders):
+        requests = list(delays.values())[-1][name]["requests"]
+        cells = [missing["ties"][number], *(missing[n][number] for n in CHANGES[1:])]
+        cells += [multiple(medians, name) for medians in delays.values()]
+        cells += [f"{requests:.0f}"]
+        print(f"| {name} | " + " | ".join(map(str, cells)) + " |")
 
 
 def plot(delays: dict, missing: dict, contenders: list):

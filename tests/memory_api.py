@@ -6,6 +6,7 @@ what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
+import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ import responses
 URL = "https://api.example.com/users"
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 ID, UPDATED_AT, CREATED_AT, ROWS = "id", "updatedAt", "createdAt", "data"
+
+
+LEFT_OUT = object()
 
 
 def envelope(rows: list, total: int, offset: int = 0, limit: int = 100) -> dict:
@@ -58,6 +62,7 @@ class MemoryApi:
         self.depth = None  # returns no users behind that many
         self.page_cap = None  # quietly returns no more users than that
         self.page_lengths = None  # a function that says how many users the next page may have
+        self.total = lambda total, rows: total  # how it says its total, on a page of those rows
         self.total_cap = None  # never says a larger total
         self.total_excess = 0  # says a total that is that much too large
         self.hidden = set()  # ids of users that are left out of a page after it has been cut
@@ -67,11 +72,13 @@ class MemoryApi:
         self.counts_all = False  # whether its total counts all users, whatever updated_since is
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
         self.stamp = timestamp  # how it writes the time of a change
+        self.lag = None  # a function that says how many seconds old what the next page shows may be
         self.skew = timedelta(0)  # how far its `Date` is ahead of the clock that stamps its users
         self.seconds_per_request = 1
         self._late = []  # changes that are not visible yet: from when on they are, and the user
         self._added = 0
         self._sorted = None  # its users, until one changes
+        self._states = []  # what it could have shown, if it lags: from when on, and the users by id
         self._lock = Lock()
 
     # What its users are
@@ -113,6 +120,7 @@ class MemoryApi:
         for id in ids:
             del self.users[id]
         self._sorted = None
+        self._remember(self.now)
 
     def updated_at(self, id: str) -> str:
         return self.users[id][UPDATED_AT]
@@ -123,32 +131,57 @@ class MemoryApi:
         else:
             self.users[user[ID]] = user
             self._sorted = None
+            self._remember(self.now)
 
     def commit(self):
         """Make the late changes visible whose time has come."""
-        for due, user in [late for late in self._late if late[0] <= self.now]:
+        shown = [late for late in self._late if late[0] <= self.now]
+        for due, user in sorted(shown, key=lambda late: late[0]):
             self._late.remove((due, user))
             before = self.users.get(user[ID])
             if before is None or instant(before[UPDATED_AT]) <= instant(user[UPDATED_AT]):
                 self.users[user[ID]] = user
                 self._sorted = None
+                self._remember(due)
 
     # What it answers
 
     def sorted_users(self) -> list:
         if self._sorted is None or self.tie_order:
-            users = self.users.values()
-            users = sorted(users, key=self.tie_order) if self.tie_order else users
-            self._sorted = sorted(users, key=lambda user: instant(user[UPDATED_AT]))
+            self._sorted = self._sort(self.users)
         return self._sorted
 
+    def _sort(self, users: dict) -> list:
+        users = users.values()
+        users = sorted(users, key=self.tie_order) if self.tie_order else users
+        return sorted(users, key=lambda user: instant(user[UPDATED_AT]))
+
+    def _remember(self, time: datetime):
+        """Keep what a page that lags may show later."""
+        if self.lag:
+            time = max(time, self._states[-1][0]) if self._states else time
+            self._states.append((time, dict(self.users)))
+
+    def _shown_users(self) -> list:
+        """The users of the latest state that is as old as the next page lags."""
+        if not (seconds := self.lag and self.lag()):
+            return self.sorted_users()
+        time = self.now - timedelta(seconds=seconds)
+        states = [users for since, users in self._states if since <= time]
+        return self._sort(states[-1] if states else self._states[0][1])
+
+    def matching(self, users: list, parameters: dict) -> list:
+        """Those of sorted users that were updated since the time that is asked for."""
+        if not (since := parameters.get("updated_since")):
+            return users
+        read = str if self.compares_texts else instant
+        since = read(self.cut(since))
+        find = bisect_right if self.exclusive else bisect_left
+        return users[find(users, since, key=lambda user: read(user[UPDATED_AT])) :]
+
     def page(self, parameters: dict) -> dict:
-        users = all_users = self.sorted_users()
-        if since := parameters.get("updated_since"):
-            read = str if self.compares_texts else instant
-            since = read(self.cut(since))
-            find = bisect_right if self.exclusive else bisect_left
-            users = users[find(users, since, key=lambda user: read(user[UPDATED_AT])) :]
+        all_users = self._shown_users()
+        users = self.matching(all_users, parameters)
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
         length = min(
             limit, self.page_cap or limit, self.page_lengths() if self.page_lengths else limit
@@ -156,8 +189,9 @@ class MemoryApi:
         rows = users[: self.depth or len(users)][offset : offset + length]
         rows = [user for user in rows if user[ID] not in self.hidden]
         total = len(all_users if self.counts_all else users) + self.total_excess
-        total = min(total, self.total_cap or total)
-        return envelope(rows, total, offset, limit)
+        total = self.total(min(total, self.total_cap or total), rows)
+        answer = envelope(rows, total, offset, limit)
+        return {name: value for name, value in answer.items() if value is not LEFT_OUT}
 
     def answer(self, request) -> tuple:
         """Answer a request: the status, the headers and the body. What `responses` calls."""
@@ -165,6 +199,8 @@ class MemoryApi:
             parameters = dict(parse_qsl(urlsplit(request.url).query))
             self.requests.append(parameters)
             self.keys.append(request.headers.get("Authorization"))
+            if not self._states:
+                self._remember(self.now)
             self.now += timedelta(seconds=self.seconds_per_request)
             happens = self.before.pop(0) if self.before else None
             fault = happens() if happens else None
@@ -207,6 +243,29 @@ class MemoryApi:
         with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
             mock.add_callback(responses.GET, URL, callback=lambda request: self.answer(request))
             yield self
+
+
+# Ways to say a total, for `MemoryApi.total`
+TOTALS = {
+    "left out": lambda total, rows: LEFT_OUT,
+    "null": lambda total, rows: None,
+    "negative": lambda total, rows: -1,
+    "text": lambda total, rows: f"{total:,}" if total > 999 else f"{total} rows",
+    "the page's own count": lambda total, rows: len(rows),
+}
+
+
+def order_by_page_end(api: MemoryApi):
+    """A way to sort ties, for `MemoryApi.tie_order`: in an order that changes with offset + limit.
+
+    PostgreSQL sorts `order by updated_at limit 100 offset 99` so, without a second column.
+    """
+
+    def place(user: dict) -> float:
+        end = int(api.requests[-1]["offset"]) + int(api.requests[-1]["limit"])
+        return random.Random(f"{user[ID]} {end}").random()
+
+    return place
 
 
 def cut_to_day(since: str) -> str:

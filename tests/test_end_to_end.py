@@ -120,4 +120,4 @@ def test_the_package_holds_a_connector_that_can_be_imported_and_no_configuration
 
 def test_the_requirements_are_pinned_and_leave_out_what_fivetran_preinstalls():
     lines = (sdk.PROJECT / "requirements.txt").read_text(encoding="utf-8").split()
-    assert [line.split("==")[0] for line in lines] == ["pydantic", "tenacity", "typing_extensions"]
+    assert [line.split("==")[0] for line in lines] == ["pydantic", "typing_extensions"]

@@ -62,7 +62,7 @@ def test_a_path_and_a_query_of_base_url_are_sent_as_they_are(sync, path, asked):
     [
         ("page_size", ["2", "10000", "007"], ["0", "1", "-5", "10001", "ten", "1.5", "9" * 5000]),
         ("parallel_requests", ["1", "8"], ["0", "9", "many"]),
-        ("lookback_seconds", ["0", "31536000"], ["-1", "31536001", "1e2", "0x10"]),
+        ("lookback_seconds", ["10", "31536000"], ["-20", "0", "9", "31536001", "1e2", "0x10"]),
     ],
 )
 def test_numbers_are_taken_within_their_range_only(name, inside, outside):
@@ -76,11 +76,20 @@ def test_numbers_are_taken_within_their_range_only(name, inside, outside):
 
 
 def test_what_is_empty_or_null_has_its_default():
-    names = ["api_key", "page_size", "parallel_requests", "lookback_seconds", "mark_deleted"]
     unset = validate_configuration({"base_url": URL})
-    for empty in ("", None):
+    for empty in ("", " \r\n", None):
+        names = set(type(unset).model_fields) - {"base_url"}
         assert validate_configuration({"base_url": URL, **dict.fromkeys(names, empty)}) == unset
-    assert (unset.page_size, unset.parallel_requests, unset.lookback_seconds) == (100, 8, 0)
+    assert (unset.page_size, unset.parallel_requests, unset.lookback_seconds) == (100, 8, 300)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\r\n", "\t"], ids=ascii)
+def test_blanks_and_newlines_around_a_setting_do_not_count(api, sync, blank):
+    settings = {"base_url": URL, "api_key": KEY, "page_size": "50", "start_date": "2024-01-02"}
+    settings |= {"lookback_seconds": "60", "parallel_requests": "1", "mark_deleted": ""}
+    sync(**{name: f"{blank}{value}{blank}" for name, value in settings.items()})
+    assert api.keys == [f"Bearer {KEY}"]
+    assert [api.requests[0][name] for name in ("limit", "updated_since")] == ["50", "2024-01-02"]
 
 
 def test_everything_wrong_is_said_at_once_and_nothing_is_asked(api, sync):
@@ -99,7 +108,7 @@ def test_an_encrypted_key_says_to_use_fivetran_debug():
     assert "fivetran debug" in problem(api_key="fivetran_encrypted:AAAA")
 
 
-@pytest.mark.parametrize("value", [f"Bearer {KEY}", f"{KEY}\n", f"{KEY}é"])
+@pytest.mark.parametrize("value", [f"Bearer {KEY}", f"{KEY}\n{KEY}", f"{KEY}é"])
 def test_an_api_key_that_is_none_is_an_error_that_does_not_show_it(value):
     message = problem(api_key=value)
     assert "api_key" in message
@@ -113,6 +122,16 @@ def test_the_key_is_sent_as_a_bearer_token_and_only_if_there_is_one(api, sync):
     sync()
     sync(api_key=KEY)
     assert api.keys == [None, f"Bearer {KEY}"]
+
+
+def test_accept_is_json_and_the_user_agent_is_not_that_of_requests(api, sync):
+    """Otherwise some APIs answer errors in HTML, and some firewalls refuse any request."""
+    asked, answer = [], api.answer
+    api.answer = lambda request: asked.append(request.headers) or answer(request)
+    sync()
+    assert asked[0]["Accept"] == "application/json"
+    assert asked[0]["User-Agent"]
+    assert "python" not in asked[0]["User-Agent"]
 
 
 def test_the_key_of_a_netrc_file_does_not_replace_it(api, sync, tmp_path, monkeypatch):
@@ -140,6 +159,7 @@ def test_our_own_words_are_not_hidden_in_an_error_as_if_they_were_secrets(api, s
 
 def test_the_key_is_nowhere_in_what_a_working_sync_says_or_stores(api, sync, capsys):
     api.add(250)
+    api.answers = {1: (503, {}, KEY), 3: lambda page: page | {"total": KEY}}
     destination = sync(api_key=KEY)
     captured = capsys.readouterr()
     assert "250" in captured.out
@@ -153,12 +173,13 @@ def test_the_key_is_nowhere_in_what_a_working_sync_says_or_stores(api, sync, cap
         (401, {}, f"bad key {KEY}"),
         (400, {}, f'{{"error": "limit and key {KEY}"}}'),
         (418, {}, "x" * (200 - len(KEY) // 2) + KEY),
+        (500, {}, f"bad key {KEY}"),
         (503, {"Retry-After": "9999"}, KEY),
         (200, {"Content-Type": f"text/{KEY}"}, KEY),
-        (200, {}, f'{{"data": [], "total": "{KEY}"}}'),
         (200, {}, f'{{"error": {{"key": "{KEY}"}}}}'),
+        *[(200, {}, f'{{"message": "{"x" * length}{KEY}"}}') for length in range(178, 200, 6)],
     ],
-    ids=str,
+    ids=lambda answer: str(answer)[:40],
 )
 @pytest.mark.parametrize("where", ["api_key", "base_url"])
 def test_a_secret_is_nowhere_in_what_a_failing_sync_says(api, sync, capsys, answer, where):
