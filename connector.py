@@ -35,17 +35,17 @@ from typing_extensions import TypedDict
 TABLE, ID, UPDATED_AT = "user", "id", "updatedAt"  # the fields by the API's names
 
 CLOCK_SKEW = timedelta(seconds=10)  # between the clocks of the `Date` header and of timestamps
-WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more, or end there
+WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more, or show nothing
 LEAST_OVERLAP = 2  # rows that two pages share: one of the last timestamp, one in front of it
-FEW_ROWS = 10  # a total may count just the page, but no API has pages of fewer rows
+FEW_ROWS = 10  # a total may count just the page; below this, no API cuts one off
 MAX_SETBACKS = 8  # without a new row in between (see `Reader`)
 MAX_CHANGED_PAGES = 100  # pages that end with a row changed during the sync, after which it ends
 
-CONNECT_TIMEOUT, READ_TIMEOUT, MAX_RETRY_AFTER = 10, 60, 600  # seconds; for each socket read
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 60  # seconds; the latter for each read of the socket
 MAX_TRIES = 7  # requests for one page: with their waits, they outlast a limit per minute
 FIRST_TRIES = 3  # while it is not known that the API is there
-MAX_BACKOFF = 60  # seconds
-CALM_PAGES = 8  # without a failure, for each request allowed, before one more is
+MAX_BACKOFF, MAX_RETRY_AFTER = 60, 600  # seconds
+CALM_PAGES = 8  # times the ceiling: so many pages without a failure raise it by one
 PROGRESS_SECONDS = 10  # between two progress messages
 RESET = "reset the state (`fivetran reset`, or a re-sync on Fivetran)"
 
@@ -191,7 +191,7 @@ class Place(NamedTuple):
     since: Timestamp
     offset: int = 0
     overlap: int = LEAST_OVERLAP  # rows that each page of the window shares with the one before
-    cut: timedelta = timedelta(0)  # how much earlier than `since` the first row of the window is
+    cut: timedelta = timedelta(0)  # `since` less the time of the first row: above 0 if it was cut
     first_id: str | None = None  # of the page before
 
 
@@ -202,25 +202,25 @@ class Reader:
     middle, but none joins it, except late ones, which the next sync reads (see `next_cursor`).
 
     The rule: a page leaves no gap if its first row is older than the last timestamp read. For all
-    rows older than that have been read, only of those with just that timestamp (ties) some may be
-    missing; and behind its first row, the page is the list. That holds however many rows have
-    left, in whatever order ties come, and on a replica that lags. A first row of just the last
-    timestamp is not enough, even if it was read: a tie that was not may stand in front of it. So
-    each page overlaps the one before by the ties at its end and one row in front of them.
+    rows older than that have been read; only rows of exactly that timestamp (ties) may be missing.
+    And behind its first row, the page is the list. That holds however many rows have left, in
+    whatever order ties come, and on a replica that lags. A first row of the last timestamp is not
+    enough, even if it was read: a tie that was not may stand in front of it. So each page overlaps
+    the one before by the ties at its end and one row in front of them.
 
     If a page begins later all the same, or is empty, the list has moved: a setback. Reading goes
-    on in a later window, of the rows updated since the last timestamp, whose first page leaves no
-    gap. Some APIs cut that time, to the day, say, so that the window begins earlier. The next one
-    must be later by more than that, or reading could begin at the same row for ever.
+    on in a later window, of the rows updated since the last timestamp: its first page has all
+    ties. Some APIs cut that time, to the day, say, so that the window begins earlier. The next one
+    must then be later by more than that, or each window would read the same rows again.
 
     If ties fill half a page or more, they and one row do not fit into half a page: overlapping
-    them would cost most of each page. A page may then begin among them, with a row that was read.
-    That needs ties in a stable order, as by id: those that were read stand in front of the others.
+    them would cost most of each page. A page may then begin among them, with a row that was read,
+    if they have a stable order, as by id: those that were read must stand in front of the others.
 
     A short page is not the end: the API may return fewer rows than asked for, or leave some out.
     The list ends where a page has no new row, no later window is left, and the next offset would
-    be no larger. But behind rows that changed during the sync there are only such rows, for the
-    next one: reading stops at a short page of them, or after `MAX_CHANGED_PAGES`.
+    be no larger. But behind a row that changed during the sync there are only rows that the next
+    one reads again: reading stops at a short page of them, or after `MAX_CHANGED_PAGES`.
     """
 
     def __init__(self, source: "PageSource", settings: "Settings", cursor: Timestamp):
@@ -259,10 +259,10 @@ class Reader:
         return len(self._read.ids) >= self._most_overlap
 
     def _continues(self, page: "Page") -> bool:
-        """Return whether a page leaves no gap. An empty one does, except at offset 0."""
+        """Return whether a page leaves no gap."""
         if page.offset == 0:
             return True
-        if not page.rows:
+        if not page.rows:  # rows have left, so that the list is shorter
             return False
         first, last = page.rows[0], self._read.last
         if first[UPDATED_AT] < last:
@@ -321,15 +321,14 @@ class Reader:
 
     def _after_setback(self, place: Place, page: "Page") -> Place | None:
         """Return where to read on after a page that leaves a gap. Raises `SyncError`."""
-        if not page.rows and self._setbacks_in_a_row == MAX_SETBACKS:
-            return self._after_window(place, page)  # nor are there rows further in front
+        if not page.rows and self._setbacks_in_a_row >= MAX_SETBACKS:
+            return self._after_window(place, page)  # nor was there a new row further in front
         self._count_setback(page)
         self._least_overlap = min(2 * self._least_overlap, self._most_overlap)
         back = self.source.page_length * 2 ** (self._setbacks_in_a_row - 1)  # 1, 2, 4, ... pages
-        offset = max(place.offset - back, 0)
-        return self._later_window(place.since, place.cut) or place._replace(
-            offset=offset, overlap=self._least_overlap
-        )
+        place = place._replace(offset=max(place.offset - back, 0), first_id=None)
+        later = self._later_window(place.since, place.cut)
+        return later or place._replace(overlap=self._least_overlap)
 
     def _count_setback(self, page: "Page"):
         """Count a page that did not lead on. Raises `SyncError` after too many."""
@@ -357,7 +356,7 @@ class Reader:
 
         Raises `SyncError` if the list has probably been cut off.
         """
-        is_whole = page.rows and page.end == page.total != WINDOW_ROWS
+        is_whole = page.rows and page.end == page.total and page.end != WINDOW_ROWS
         if not is_whole and (later := self._later_window(place.since)):
             return later  # the API may end all windows at this depth
         problem = f"The list ends at offset {page.end}, and its total says {page.total}"
@@ -404,7 +403,7 @@ class PageSource:
     def __init__(self, settings: "Settings", max_tries: int = MAX_TRIES):
         self.limit = settings.page_size  # rows to ask for
         self.longest = 0  # rows of the longest page that has come, at most `limit`
-        self.max_end = WINDOW_ROWS  # the largest offset plus limit
+        self.max_end = WINDOW_ROWS  # or where the API refused an offset
         self.retries, self.waited = 0, 0.0  # seconds
         self._settings, self._max_tries = settings, max_tries
         client = Client(settings)
@@ -432,7 +431,7 @@ class PageSource:
                 page = self._ahead.take(request, self._following(request, overlap))
                 break
             except Refused as refusal:
-                self._after_refusal(refusal, offset)
+                self._handle_refusal(refusal, offset)
             except Unavailable as error:
                 failures.append(error)
                 self._wait(failures, offset)
@@ -443,6 +442,7 @@ class PageSource:
     def _following(self, request: PageRequest, overlap: int) -> list[PageRequest]:
         """Return the requests that will probably follow one, as far as may be in flight."""
         step = max(self.page_length - overlap, 1)
+        # a page that would have nothing but the overlap is not needed
         end = min(request.offset + self._rows_left, self.max_end - self.limit + 1)
         offsets = range(request.offset + step, end, step)[: self._settings.parallel_requests]
         return [request._replace(offset=offset) for offset in offsets]
@@ -459,7 +459,7 @@ class PageSource:
         if length >= self.page_length and not page.rows_left and page.total != page.end:
             self._rows_left = WINDOW_ROWS  # the total does not say how many
 
-    def _after_refusal(self, refusal: Refused, offset: int):
+    def _handle_refusal(self, refusal: Refused, offset: int):
         """Ask for less, if the page size may be refused, else raise `Refused` or `SyncError`."""
         if offset > 0:
             self.max_end = offset  # the true one is less than a page above it
@@ -498,14 +498,14 @@ class RequestsAhead:
     many whenever another one is asked for: a list at rest is read many pages at a time, one that
     moves with each page one by one. What is expected is remembered even if it was not sent, so
     one right guess is enough to begin again. A failure may come of too many requests, whatever it
-    says: half as many become the limit, which rises by one after `CALM_PAGES` pages for each.
+    says: half as many become the ceiling, which rises again with pages that come (`CALM_PAGES`).
     """
 
     def __init__(self, client: "Client", most: int):
         self._client, self._most = client, most  # requests in flight, whatever happens
-        self._limit = most  # since the last failure
+        self._ceiling = most  # of what is allowed, since the last failure
         self._allowed = min(2, most)  # at present
-        self._calm_pages = 0  # since the last failure, or since the limit has risen
+        self._calm_pages = 0  # since the last failure, or since the ceiling has risen
         self._in_flight: dict[PageRequest, Future] = {}
         self._expected: PageRequest | None = None  # the next one
 
@@ -518,7 +518,7 @@ class RequestsAhead:
             self._in_flight.pop(dropped).cancel()
         has_come = request in self._in_flight and self._in_flight[request].done()
         if self._expected == request and not has_come:
-            self._allowed = min(self._allowed * 2, self._limit)
+            self._allowed = min(self._allowed * 2, self._ceiling)
         elif self._expected not in (request, None):
             self._allowed = max(self._allowed // 2, 1)
         for sent in [request, *following][: self._allowed]:
@@ -528,13 +528,13 @@ class RequestsAhead:
         page = self._in_flight.pop(request).result()
         self._expected = following[0] if following else None
         self._calm_pages += 1
-        if self._calm_pages >= CALM_PAGES * self._limit:
-            self._calm_pages, self._limit = 0, min(self._limit + 1, self._most)
+        if self._calm_pages >= CALM_PAGES * self._ceiling:
+            self._calm_pages, self._ceiling = 0, min(self._ceiling + 1, self._most)
         return page
 
     def slow_down(self):
         """Allow half as many requests, and forget those that have failed: they are sent again."""
-        self._limit = self._allowed = max(self._allowed // 2, 1)
+        self._ceiling = self._allowed = max(self._allowed // 2, 1)
         self._calm_pages = 0
         flying = self._in_flight.items()
         self._in_flight = {r: f for r, f in flying if not (f.done() and f.exception())}
@@ -757,11 +757,11 @@ def explain_fault(fault: dict, hide_secrets: Callable[[str], str]) -> str:
     """Return what is wrong with a field."""
     kind, came = fault["type"], fault["input"]
     if kind == "missing":
-        names = hide_secrets(", ".join(filter(str.isidentifier, came)))
-        # perhaps it is no page, but an error with status 200
-        words = (came[name] for name in ("error", "errors", "message") if name in came)
+        names = hide_secrets(", ".join(filter(str.isidentifier, came)))[:200] or "nothing"
+        answer = came if len(fault["loc"]) == 1 else {}  # perhaps an error with status 200
+        words = (answer[name] for name in ("error", "errors", "message") if name in answer)
         said = "".join(f"; it says: {hide_secrets(str(word))[:200]}" for word in words)
-        return f"is missing; there is {names[:200]}{said if len(fault['loc']) == 1 else ''}"
+        return f"is missing; there is {names}{said}"
     if kind == "extra_forbidden":
         return f"is not a setting; known are {', '.join(Settings.model_fields)}"
     if kind in ("model_type", "dict_type"):
@@ -795,7 +795,7 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Settings":
         if not re.fullmatch("(?!fivetran_encrypted:)[!-~]*", self.api_key.get_secret_value()):
-            raise ValueError("`api_key` should be ASCII, or is to be decrypted: `fivetran debug`")
+            raise ValueError("`api_key` should be ASCII; if encrypted, run `fivetran debug`")
         if self.base_url.username or self.base_url.password:
             raise ValueError("`base_url` should have no user name or password: use `api_key`")
         if self.start_date and (self.mark_deleted or self.start_date > datetime.now(UTC)):
