@@ -72,7 +72,9 @@ class MemoryApi:
         self.counts_all = False  # whether its total counts all users, whatever updated_since is
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
         self.stamp = timestamp  # how it writes the time of a change
-        self.lag = None  # a function that says how many seconds old what the next page shows may be
+        self.lag = (
+            None  # a function that says how many seconds old what the next page shows may be
+        )
         self.skew = timedelta(0)  # how far its `Date` is ahead of the clock that stamps its users
         self.seconds_per_request = 1
         self._late = []  # changes that are not visible yet: from when on they are, and the user

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,23 +14,18 @@ from connector import SyncError
 from memory_api import (
     EPOCH,
     ID,
+    TOTALS,
     UPDATED_AT,
+    cut_to_day,
     envelope,
-    instant,
     names,
-    timestamp,
+    order_by_page_end,
     whole_minutes,
 )
 
 
 def offsets(api) -> list:
     return [int(request["offset"]) for request in api.requests]
-
-
-def test_each_page_overlaps_the_one_before_by_a_user(api, sync):
-    api.add(250)
-    sync()
-    assert offsets(api) == [0, 99, 198]
 
 
 def test_no_user_is_lost_when_users_change_between_two_pages(api, sync):
@@ -52,17 +48,6 @@ def test_no_user_is_lost_when_users_are_deleted_between_two_pages(api, sync):
     assert set(api.users) <= set(table)
 
 
-def test_after_a_broken_seam_reading_starts_again_at_the_last_user(api, sync):
-    api.add(300)
-    api.before = [None, lambda: api.touch("1")]
-    sync()
-    assert [(request.get("updated_since"), request["offset"]) for request in api.requests[:3]] == [
-        (None, "0"),
-        (None, "99"),
-        (timestamp(EPOCH + timedelta(seconds=100)), "0"),
-    ]
-
-
 @pytest.fixture
 def tied_api(api):
     """An API whose users but one, "slips", share the second in which a sync begins, and are then sorted by id."""
@@ -83,27 +68,28 @@ def test_a_user_that_slips_in_front_of_a_seam_is_read_by_the_next_sync(tied_api,
         tied_api.touch("t3")
 
     tied_api.before = [None, slip]
-    table = sync(page_size="3").table
-    assert table["slips"]["name"] == "User 1"
     sync(page_size="3")
-    assert table["slips"]["name"] == "User 1'"
+    assert sync(page_size="3").table["slips"]["name"] == "User 1'"
 
 
-@pytest.mark.parametrize("age", [-3600, 0, 5, 8])
-def test_the_cursor_stays_ten_seconds_behind_the_start_of_the_sync(api, sync, age):
+@pytest.mark.parametrize(("lookback", "age"), [("", 298), ("", 5), ("", -3600), ("10", 8)])
+def test_the_cursor_stays_the_lookback_behind_the_start_of_the_sync(api, sync, lookback, age):
     api.add(3)
     api.add(1, updated_at=api.now - timedelta(seconds=age))
-    assert sync().state == {"last_updated_at": api.updated_at("3")}
+    state = sync(lookback_seconds=lookback).state
+    assert state == {"last_updated_at": api.updated_at("3")}
 
 
-def test_a_row_that_is_ten_seconds_old_is_the_next_cursor(api, sync):
+@pytest.mark.parametrize(("lookback", "age"), [("", 300), ("10", 10), ("3600", 3600)])
+def test_a_row_as_old_as_the_lookback_is_the_next_cursor(api, sync, lookback, age):
     api.add(3)
-    old, _ = api.add(1, updated_at=api.now - timedelta(seconds=10)), api.add(1, updated_at=api.now)
-    assert sync().state == {"last_updated_at": api.updated_at(old[0])}
+    (old,) = api.add(1, updated_at=api.now - timedelta(seconds=age))
+    api.add(1, updated_at=api.now)
+    assert sync(lookback_seconds=lookback).state == {"last_updated_at": api.updated_at(old)}
 
 
 @pytest.mark.parametrize("state", [{"last_updated_at": "2024-01-15T10:30:00.000Z"}, {}])
-def test_while_no_row_is_ten_seconds_old_the_state_stays_as_it_was(api, sync, state):
+def test_while_no_row_is_old_enough_the_state_stays_as_it_was(api, sync, state):
     api.add(1, updated_at=api.now)
     assert sync(state).state == state
     assert len(sync(state).table) == 1
@@ -236,7 +222,7 @@ def test_more_ties_than_an_api_lets_be_paged_through_are_an_error_that_says_so(a
     api.offset_max = 2000
     with pytest.raises(
         SyncError,
-        match=r"2024-01-01T00:00:00Z.*page_size.*400.*at offset 2079",
+        match=r"2024-01-01T00:00:00Z.*page_size.*400",
     ):
         sync()
 
@@ -244,7 +230,7 @@ def test_more_ties_than_an_api_lets_be_paged_through_are_an_error_that_says_so(a
 def test_more_ties_than_an_api_follows_offsets_through_without_a_word_are_an_error(api, sync):
     api.add(15_000, updated_at=EPOCH)
     api.depth = 10_000
-    with pytest.raises(SyncError, match=r"15000.*10000"):
+    with pytest.raises(SyncError, match=r"10000.*15000"):
         sync(page_size="1000")
 
 
@@ -252,28 +238,6 @@ def test_a_total_that_never_says_more_than_1000_is_no_end(api, sync):
     api.add(3210)
     api.total_cap = 1000
     assert set(sync().table) == set(api.users)
-
-
-@pytest.mark.parametrize("ties", [1, 150])
-def test_an_api_whose_filter_is_exclusive_loses_nothing_with_a_lookback_of_1(
-    api, sync, small_windows, ties
-):
-    api.exclusive = True
-    for second in range(0, 3000 // ties, 5):
-        api.add(ties, updated_at=EPOCH + timedelta(seconds=second))
-    api.before = [None, lambda: api.touch("1"), None, lambda: api.touch("2")]
-    sync(lookback_seconds="1")
-    api.add(1, updated_at=instant(sync(lookback_seconds="1").state["last_updated_at"]))
-    assert set(sync(lookback_seconds="1").table) == set(api.users)
-
-
-def test_the_lookback_changes_what_is_asked_for_and_never_the_cursor(api, sync):
-    api.add(300)
-    cursor = {"last_updated_at": timestamp(EPOCH + timedelta(seconds=290))}
-    checkpoints = sync(cursor, lookback_seconds="200").all("checkpoint")
-    assert api.requests[0]["updated_since"] == timestamp(EPOCH + timedelta(seconds=90))
-    assert checkpoints[0] == cursor
-    assert checkpoints[-1] == {"last_updated_at": timestamp(EPOCH + timedelta(seconds=300))}
 
 
 def test_ties_in_an_order_of_their_own_are_read(api, sync):
@@ -286,30 +250,109 @@ def test_ties_in_an_order_of_their_own_are_read(api, sync):
 @pytest.mark.parametrize("parallel", ["1", "4"])
 @pytest.mark.parametrize("changes", [0, 3])
 def test_ties_may_change_their_order_with_the_end_of_the_page(api, sync, ties, parallel, changes):
-    """PostgreSQL sorts `order by updated_at limit 100 offset 99` so, without a second column."""
     for second in range(2000 // ties):
         api.add(ties, updated_at=EPOCH + timedelta(seconds=second))
     victims = iter(range(1, 2000, 7))
-
-    def place(user):
-        end = int(api.requests[-1]["offset"]) + int(api.requests[-1]["limit"])
-        return random.Random(f"{user[ID]} {end}").random()
-
-    api.tie_order = place
+    api.tie_order = order_by_page_end(api)
     api.before = [lambda: api.touch(*(str(next(victims)) for _ in range(changes)))] * 20
     table = sync(parallel_requests=parallel).table
     assert names(table).keys() == names(api.users).keys()
+    api.before = []
     api.now += timedelta(seconds=60)
     assert names(sync().table) == names(api.users)
 
 
-def test_ties_in_a_new_order_each_time_are_an_error_that_says_what_would_help(api, sync):
-    api.add(300, updated_at=EPOCH)
-    order = random.Random(1)
-    api.tie_order = lambda user: order.random()
-    with pytest.raises(SyncError, match=r"stable order.*page_size.*100"):
+@pytest.mark.parametrize("salt", range(8))
+def test_two_users_of_one_time_may_change_places_between_two_pages(api, sync, salt):
+    api.add(98)
+    for id in ("a", "b"):
+        api.add(updated_at=EPOCH + timedelta(hours=1), **{ID: f"{id} {salt}"})
+    api.add(98, updated_at=EPOCH + timedelta(hours=2))
+    api.add(50, updated_at=EPOCH + timedelta(hours=3))
+    api.tie_order = order_by_page_end(api)
+    assert set(sync(page_size="99").table) == set(api.users)
+
+
+# Changes that show late, and lists that change all the time
+
+
+@pytest.mark.parametrize(("seconds", "same_time"), [(110, False), (26, True), (280, True)])
+def test_rows_of_a_bulk_request_that_takes_minutes_are_not_lost(api, sync, seconds, same_time):
+    """One transaction stamps its rows, each with its own time or all with one, and shows them when it ends."""
+    api.add(1000)
+    sync()
+    ids = [str(number) for number in range(1, 801)]
+    for second in range(seconds):
+        if same_time:
+            share = ids if second == 0 else []
+        else:
+            share = ids[second * 800 // seconds : (second + 1) * 800 // seconds]
+        api.touch(*share, late=seconds - second)
+        api.touch(str(801 + second % 200))  # others change meanwhile
+        if second % 10 == 0:
+            sync()
+        api.now += timedelta(seconds=1)
+        api.commit()
+    api.now += timedelta(seconds=1)
+    api.commit()
+    assert names(sync().table) == names(api.users)
+
+
+@pytest.mark.parametrize("parallel", ["1", "8"])
+def test_a_list_of_which_five_rows_change_a_page_takes_at_most_1_3_requests_a_page(
+    api, sync, parallel
+):
+    api.add(5000)
+    victims = iter(range(1, 5000))
+    api.before = [lambda: api.touch(*(str(next(victims)) for _ in range(5)))] * 50
+    pages = len(sync(parallel_requests=parallel).all("upsert")) / 100
+    assert len(api.requests) <= 1.3 * pages
+    api.before = []
+    assert names(sync().table) == names(api.users)
+
+
+def test_a_filter_cut_to_the_day_and_a_change_every_ten_requests_take_few_requests(api, sync):
+    api.add(3000)
+    api.cut = cut_to_day
+    api.now = EPOCH + timedelta(hours=23)
+    victims = iter(range(1, 3000, 3))
+    api.before = ([None] * 9 + [lambda: api.touch(str(next(victims)))]) * 30
+    assert set(sync().table) == set(api.users)
+    assert len(api.requests) <= 120
+
+
+def test_a_total_that_ignores_the_filter_where_deep_offsets_time_out_fails_no_incremental_sync(
+    api, sync
+):
+    api.add(5000)
+    state = {"last_updated_at": api.updated_at("4900")}
+    api.counts_all = True
+    page = api.page
+    api.page = lambda p: (504, {}, "") if int(p["offset"]) > 200 else page(p)
+    assert len(sync(state).table) == 101
+    assert sync().state == {"last_updated_at": api.updated_at("5000")}
+
+
+@pytest.mark.parametrize("cap", [10, 50])
+@pytest.mark.parametrize("ties", [1, 30, 400])
+def test_an_api_that_caps_its_pages_and_says_no_total_is_read_whole(api, sync, cap, ties):
+    for second in range(1200 // ties):
+        api.add(ties, updated_at=EPOCH + timedelta(seconds=second))
+    api.total, api.page_cap = TOTALS["left out"], cap
+    assert set(sync(parallel_requests="4").table) == set(api.users)
+
+
+@pytest.mark.parametrize("ties", [120, 1000])
+def test_more_ties_than_a_page_whose_order_changes_are_an_error_that_says_what_would_help(
+    api, sync, ties
+):
+    """As of PostgreSQL, after a bulk update, if the API sorts by time alone."""
+    api.add(50)
+    api.add(ties, updated_at=EPOCH + timedelta(hours=1))
+    api.tie_order = order_by_page_end(api)
+    with pytest.raises(SyncError, match=r"Sort.*page_size.*100"):
         sync()
-    assert len(api.requests) < 400
+    assert len(api.requests) < 200
 
 
 def test_an_api_that_gives_the_same_page_for_ever_is_an_error(api, sync):
@@ -321,13 +364,6 @@ def test_an_api_that_gives_the_same_page_for_ever_is_an_error(api, sync):
     assert len(api.requests) < 30
 
 
-def test_pages_of_one_user_are_an_error(api, sync):
-    api.add(3)
-    api.page_cap = 1
-    with pytest.raises(SyncError, match="2 rows"):
-        sync()
-
-
 @pytest.mark.parametrize("excess", [1, 3, 1000])
 @pytest.mark.parametrize("count", [1, 2, 99, 100, 101, 150])
 def test_a_total_that_promises_more_than_the_list_holds_is_no_error(api, sync, count, excess):
@@ -336,22 +372,6 @@ def test_a_total_that_promises_more_than_the_list_holds_is_no_error(api, sync, c
     assert set(sync().table) == set(api.users)
     assert len(api.requests) <= count / 99 + 4
     assert set(sync().table) == set(api.users)
-
-
-def test_a_full_sync_that_is_promised_rows_and_gets_none_is_an_error(api, sync):
-    api.total_excess = 5
-    with pytest.raises(SyncError, match="5 rows"):
-        sync()
-    api.offset_max = 0
-    with pytest.raises(SyncError, match="5 rows"):
-        sync()
-
-
-def test_a_total_that_is_far_too_large_is_logged(api, sync, capsys):
-    api.add(150)
-    api.total_excess = 1000
-    sync()
-    assert '"WARNING"' in capsys.readouterr().out
 
 
 # Lists that take more than a new window
@@ -419,26 +439,19 @@ def test_pages_of_changing_length_take_hardly_more_requests_however_many_are_in_
 @pytest.mark.parametrize(
     "hidden", [range(120, 260), range(2, 202), range(1, 201), range(201, 301)]
 )
-def test_users_hidden_in_a_run_longer_than_a_page_are_an_error_that_says_what_helps(
-    api, sync, hidden
+def test_users_hidden_in_a_run_longer_than_a_page_are_read_around_or_end_the_sync_with_a_warning(
+    api, sync, destination, capsys, hidden
 ):
     api.add(400)
     api.hidden = {str(number) for number in hidden}
-    with pytest.raises(SyncError, match="page_size"):
+    has_failed = True
+    with suppress(SyncError):
         sync()
+        has_failed = False
+    is_whole = set(destination.table) == set(api.users) - api.hidden
+    assert is_whole or has_failed or '"WARNING"' in capsys.readouterr().out
     assert len(api.requests) < 60
     assert set(sync({}, page_size="400").table) >= set(api.users) - api.hidden
-
-
-def test_users_hidden_in_a_long_run_are_an_error_also_where_the_last_promised_page_is_refused(
-    api, sync
-):
-    api.add(3000)
-    api.hidden = {str(number) for number in range(300, 400)}
-    api.offset_max = 1500
-    with pytest.raises(SyncError, match="page_size"):
-        sync()
-    assert len(api.requests) < 60
 
 
 def test_an_absurd_total_costs_few_requests(api, sync):
@@ -466,16 +479,14 @@ def test_users_hidden_in_a_run_of_nearly_a_page_among_ties_hide_nobody_else(
     assert set(sync().table) == set(api.users) - api.hidden
 
 
-@pytest.mark.parametrize(
-    ("count", "hidden", "lookback"), [(3, "1", "0"), (3, "2", "0"), (1000, "999", "1")]
-)
+@pytest.mark.parametrize(("count", "hidden"), [(3, "1"), (3, "2"), (1000, "999")])
 def test_a_user_hidden_in_the_last_page_is_not_taken_for_an_offset_that_is_ignored(
-    api, sync, count, hidden, lookback
+    api, sync, count, hidden
 ):
     api.add(count, updated_at=EPOCH if count == 3 else None)
     api.hidden = {hidden}
     for _ in range(2):
-        assert set(sync(lookback_seconds=lookback).table) == set(api.users) - api.hidden
+        assert set(sync().table) == set(api.users) - api.hidden
 
 
 def test_a_row_as_late_as_the_lookback_allows_may_join_the_ties_of_the_last_row_read(api, sync):
@@ -512,7 +523,7 @@ def test_offsets_that_are_cut_to_a_largest_one_are_read_in_windows(api, sync):
 # Late commits, skewed clocks, coarse timestamps
 
 
-@pytest.mark.parametrize("late", [1, 9])
+@pytest.mark.parametrize("late", [1, 9, 110, 280])
 def test_a_user_that_is_committed_late_is_read_by_the_next_sync(api, sync, late):
     api.add(3)
     api.seconds_per_request = 0
