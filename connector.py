@@ -201,17 +201,17 @@ class Reader:
     The list is sorted by timestamp, and a row that changes moves to its end. So rows may leave the
     middle, but none joins it, except late ones, which the next sync reads (see `next_cursor`).
 
-    The rule: a page leaves no gap if its first row is older than the last timestamp read. For all
-    rows older than that have been read; only rows of exactly that timestamp (ties) may be missing.
-    And behind its first row, the page is the list. That holds however many rows have left, in
+    The rule: a page leaves no gap if its first row is older than the last timestamp read. Every
+    row older than that has been read (only of exactly that timestamp, some may be missing: ties),
+    and behind its first row, the page is the list. That holds however many rows have left, in
     whatever order ties come, and on a replica that lags. A first row of the last timestamp is not
     enough, even if it was read: a tie that was not may stand in front of it. So each page overlaps
     the one before by the ties at its end and one row in front of them.
 
     If a page begins later all the same, or is empty, the list has moved: a setback. Reading goes
-    on in a later window, of the rows updated since the last timestamp: its first page has all
-    ties. Some APIs cut that time, to the day, say, so that the window begins earlier. The next one
-    must then be later by more than that, or each window would read the same rows again.
+    on in a later window, of the rows updated since the last timestamp, which leaves out no tie.
+    Some APIs cut that time, to the day, say, so that the window begins earlier. The next one must
+    then be later by more than that, or each window would read the same rows again.
 
     If ties fill half a page or more, they and one row do not fit into half a page: overlapping
     them would cost most of each page. A page may then begin among them, with a row that was read,
@@ -292,9 +292,9 @@ class Reader:
             return None
         if page.offset == 0 and page.rows:
             place = place._replace(cut=place.since - page.rows[0][UPDATED_AT])
-        is_last_of_window = page.end + self.source.limit > self.source.max_end
-        is_over = not is_full or not has_new or self._has_many_ties or is_last_of_window
-        if is_over and (later := self._later_window(place.since, place.cut)):
+        is_deep = page.end + self.source.limit > self.source.max_end
+        ends_window = not is_full or not has_new or self._has_many_ties or is_deep
+        if ends_window and (later := self._later_window(place.since, place.cut)):
             return later
         ties = 0 if self._has_many_ties else len(self._read.ids) + 1
         overlap = min(max(place.overlap, self._least_overlap, ties), self._most_overlap)
