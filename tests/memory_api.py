@@ -160,7 +160,7 @@ class MemoryApi:
 
     def _remember(self, time: datetime):
         """Keep what a page that lags may show later."""
-        if self.lag:
+        if self.lag and self.requests:  # what was before the first one has always been
             time = max(time, self._states[-1][0]) if self._states else time
             self._states.append((time, dict(self.users)))
 
