@@ -361,7 +361,7 @@ def main():
         "command", nargs="?", choices=["compare", "serve", "run"], default="compare"
     )
     parser.add_argument("contender", nargs="?", choices=CONTENDERS)
-    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--users", type=int, default=5_000)
     parser.add_argument("--runs", type=int, default=3, help="of each contender and delay")
     parser.add_argument(
         "--delay", type=int, nargs="*", default=[0, 100, 400], help="milliseconds an answer takes"

@@ -77,7 +77,7 @@ def requests_to_come(latest: int, faults: tuple) -> st.SearchStrategy:
     events += [("delete", place, 0) for place in PLACES] * 3
     events += [("tick", seconds, 0) for seconds in (1, 1, 2, latest // 2)] * 6
     events += [("fault", name, 0) for name in faults] * 2
-    return st.lists(st.lists(st.sampled_from(events), max_size=5), min_size=8, max_size=30)
+    return st.lists(st.lists(st.sampled_from(events), max_size=5), min_size=6, max_size=24)
 
 
 def mostly(draw, value, *others):
@@ -100,9 +100,9 @@ def histories(draw):
         "lookback_seconds": "" if history.lookback == 300 else str(history.lookback),
         "mark_deleted": draw(st.sampled_from(["true", "false"])),
     }
-    history.crashes = draw(st.lists(st.integers(0, 40), max_size=2))
-    pauses = st.sampled_from([0, 5, history.latest // 2, history.lookback + 10])
-    history.pauses = [draw(pauses) for _ in range(len(history.crashes) + 2)]
+    pause = st.sampled_from([0, 5, history.latest // 2, history.lookback + 10])
+    crash = st.sampled_from([None, None, *range(0, 40, 3)])  # after how many operations
+    history.syncs = draw(st.lists(st.tuples(pause, crash), min_size=1, max_size=3))
     # a page that takes too long twice is asked for with fewer rows, which may be fewer than is said below
     is_exact = history.hides or history.order == PAGES_OWN or history.page_size < 12
     faults = tuple(name for name in FAULTS if name != "slow" or not is_exact)
@@ -180,9 +180,9 @@ def draw_total(draw, history):
     api.total_excess = mostly(draw, 0, 1, 3, 30, *([] if is_short else [-3]))
     api.counts_all = mostly(draw, False, True)
     if api.total_excess > 0 or api.counts_all:  # then the end of a full window is an error
-        history.most_ties = min(history.most_ties, history.window_rows - history.hides - 1)
-        if history.cut != "as it is":
+        if history.cut != "as it is" or history.hides:
             history.window_rows = 10_000
+        history.most_ties = min(history.most_ties, history.window_rows - 1)
 
 
 def draw_ties(draw, history):
@@ -215,7 +215,7 @@ def draw_users(draw, history):
             ]
         )
     )
-    most = 26 if history.page_size < 10 else 50
+    most = 24 if history.page_size < 10 else 50
     for number, age in enumerate(draw(st.lists(st.sampled_from(ages), min_size=6, max_size=most))):
         time = api.now - timedelta(seconds=age)
         while is_full(history, time):
@@ -279,11 +279,10 @@ def lost_users(update, history, tolerated: tuple) -> list:
     destination.table = {GHOST: {"name": "deleted before the first sync"}}
     api.before = [lambda what=what: happen(history, what) for what in history.happenings]
     with api.served():
-        for pause, crash_after in zip(history.pauses, [*history.crashes, None, None], strict=True):
-            destination.crash_after = crash_after
+        for pause, destination.crash_after in history.syncs:
             pass_time(api, pause)
             run(update, history, destination, (Crash, *tolerated))
-        api.before, api.lag = [], None
+        api.before, api.lag, destination.crash_after = [], None, None
         pass_time(api, history.latest + CALM)
         assume(api.users.keys() - api.hidden)
         run(update, history, destination, ())
@@ -344,7 +343,7 @@ def tell(history):
     note("users: " + ", ".join(f"{user[ID]} {user[UPDATED_AT]}" for user in api.users.values()))
     for number, what in enumerate(history.happenings, 1):
         note(f"before request {number}: {what}")
-    note(f"crashes after: {history.crashes} operations, seconds before syncs: {history.pauses}")
+    note(f"syncs: seconds to wait before, operations to take before a crash: {history.syncs}")
 
 
 @pytest.fixture
