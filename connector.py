@@ -486,9 +486,10 @@ class PageSource:
     def _ask_for_less(self, least: int):
         """Ask for half as many rows from now on."""
         if self.limit > least:
+            why = f"{self.limit} were refused, or too many"
             self.limit = max(self.limit // 2, least)
             self.longest = min(self.longest, self.limit)
-            log.info(f"Asking for pages of {self.limit} rows from now on.")
+            log.info(f"Asking for pages of {self.limit} rows from now on, as {why}.")
 
 
 class RequestsAhead:
@@ -795,7 +796,8 @@ class Settings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Settings":
         if not re.fullmatch("(?!fivetran_encrypted:)[!-~]*", self.api_key.get_secret_value()):
-            raise ValueError("`api_key` should be ASCII; if encrypted, run `fivetran debug`")
+            problem = "one ASCII word, without `Bearer`; if it is encrypted, run `fivetran debug`"
+            raise ValueError(f"`api_key` should be {problem}")
         if self.base_url.username or self.base_url.password:
             raise ValueError("`base_url` should have no user name or password: use `api_key`")
         if self.start_date and (self.mark_deleted or self.start_date > datetime.now(UTC)):
