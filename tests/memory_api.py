@@ -6,13 +6,13 @@ what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
-import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import cache
+from hashlib import blake2b
 from threading import Lock
 from urllib.parse import parse_qsl, urlsplit
 
@@ -263,9 +263,9 @@ def order_by_page_end(api: MemoryApi):
     PostgreSQL sorts `order by updated_at limit 100 offset 99` so, without a second column.
     """
 
-    def place(user: dict) -> float:
+    def place(user: dict) -> int:
         end = int(api.requests[-1]["offset"]) + int(api.requests[-1]["limit"])
-        return random.Random(f"{user[ID]} {end}").random()
+        return int.from_bytes(blake2b(f"{user[ID]} {end}".encode(), digest_size=8).digest())
 
     return place
 
