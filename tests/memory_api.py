@@ -54,7 +54,6 @@ class MemoryApi:
         self.now = EPOCH + timedelta(days=30)  # what its clock says; every request takes a second
         self.before = []  # what happens before the next requests, one function each, which may return an answer
         self.answers = {}  # instead of a page: what to answer to the n-th request, counted from 1
-        self.at_offset = {}  # the same, for pages at an offset
         self.requests = []  # the parameters of every request
         self.keys = []  # its Authorization header
         self.limit_max = None  # answers HTTP 400 to a larger limit
@@ -207,11 +206,7 @@ class MemoryApi:
             happens = self.before.pop(0) if self.before else None
             fault = happens() if happens else None
             self.commit()
-            answer = (
-                fault
-                or self.answers.get(len(self.requests))
-                or self.at_offset.get(int(parameters["offset"]))
-            )
+            answer = fault or self.answers.get(len(self.requests))
             if answer is None:
                 answer = self.refusal(parameters) or self.page(parameters)
             if callable(answer):
