@@ -1,11 +1,13 @@
 """What the tests share: an API in memory, and one way to run a sync against it."""
 
+import json
 import threading
 
 import pytest
 from fivetran_connector_sdk import Logging
 
-from memory_api import ID, URL, MemoryApi
+import memory_api
+from memory_api import TABLE, URL, MemoryApi, table
 from sdk import connector
 
 
@@ -17,23 +19,38 @@ class Destination:
     """Takes the operations of syncs, in place of the SDK's, as it does: rows are written by the next checkpoint."""
 
     def __init__(self):
-        self.table = {}  # by id
-        self.deleted = set()  # ids of the rows that are marked as deleted
+        self.tables = {TABLE.name: {}}  # rows by key, by table
+        self.deleted = set()  # keys of the rows that are marked as deleted
         self.state = {}
-        self.operations = []  # ("truncate", None), ("upsert", row) and ("checkpoint", state), in their order
+        self.operations = []  # ("truncate", table), ("upsert", row) ... in their order
         self.crash_after = None  # how many operations to take before a crash
-        self._waiting = {}
-        self._truncated = False
+        self.warnings = []  # what is shown on Fivetran's dashboard
+        self._waiting = {}  # rows by table and key
+        self._truncated = set()
+
+    @property
+    def table(self) -> dict:
+        """The rows of the first table."""
+        return self.tables[TABLE.name]
+
+    @table.setter
+    def table(self, rows: dict):
+        self.tables[TABLE.name] = rows
 
     def truncate(self, table: str):
-        assert table == connector.TABLE
-        self._take("truncate", None)
-        self._truncated = True
+        self._take("truncate", table)
+        self._truncated.add(table)
+
+    def delete(self, table: str, keys: dict):
+        self._take("delete", keys)
+        self.deleted.add(self._key(table, keys))
+
+    def warning(self, text: str):
+        self.warnings.append(text)
 
     def upsert(self, table: str, data: dict):
-        assert table == connector.TABLE
         self._take("upsert", data)
-        self._waiting[data[ID]] = data
+        self._waiting[table, self._key(table, data)] = data
 
     def checkpoint(self, state: dict):
         self._take("checkpoint", dict(state))
@@ -43,13 +60,21 @@ class Destination:
     def end_sync(self, failed: bool = False):
         """Write the rows that wait for a checkpoint, or drop them if the sync failed."""
         if not failed:
-            self.deleted |= set(self.table) if self._truncated else set()
-            self.table.update(self._waiting)
-            self.deleted -= set(self._waiting)
-        self._waiting, self._truncated = {}, False
+            for table in self._truncated:
+                self.deleted |= set(self.tables.get(table, ()))
+            for (table, key), row in self._waiting.items():
+                self.tables.setdefault(table, {})[key] = row
+                self.deleted.discard(key)
+        self._waiting, self._truncated = {}, set()
 
     def all(self, kind: str) -> list:
         return [value for what, value in self.operations if what == kind]
+
+    def _key(self, name: str, values: dict):
+        """What a row is stored under: the value of its key, a tuple of several."""
+        (table,) = [table for table in connector.TABLES if table.name == name]
+        key = tuple(values[field] for field in table.primary_key)
+        return key if len(key) > 1 else key[0]
 
     def _take(self, kind: str, value):
         assert threading.current_thread() is threading.main_thread()
@@ -82,6 +107,14 @@ class Clock:
         self.now += seconds
 
 
+@pytest.fixture(autouse=True)
+def api_section(monkeypatch):
+    """Bring the section for the API that the tests serve: whoever adapts connector.py keeps a green suite."""
+    monkeypatch.setattr(connector, "TABLES", [TABLE])
+    for name in ("http_request", "rows_of", "total_of"):
+        monkeypatch.setattr(connector, name, getattr(memory_api, name))
+
+
 @pytest.fixture
 def api():
     """An API in memory, at the address the configuration names."""
@@ -90,8 +123,27 @@ def api():
 
 
 @pytest.fixture
+def teams(api, monkeypatch):
+    """A second list of the API, which fills the table `team`."""
+    monkeypatch.setattr(connector, "TABLES", [TABLE, table(name="team", path="teams")])
+    api.lists["teams"] = MemoryApi()
+    return api.lists["teams"]
+
+
+@pytest.fixture
 def destination():
     return Destination()
+
+
+@pytest.fixture
+def lines(capsys):
+    """The messages logged since the last call, at a level; "" for all of them."""
+
+    def read(level="INFO") -> list:
+        messages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return [m["message"] for m in messages if level in ("", m["level"])]
+
+    return read
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ FOLDER = sdk.PROJECT / "files" / "demo"
 USERS = 5_000
 CHANGES, PAGES = 5, 50  # how many users change before each of the first so many requests
 READERS = {"plain loop": plain_loop, "this connector": connector}
-TABLE = f'tester."{connector.TABLE}"'
+TABLE = f'tester."{connector.TABLES[0].name}"'
 KEY, TIME = (re.sub("([A-Z])", r"_\1", name).lower() for name in (ID, UPDATED_AT))
 
 

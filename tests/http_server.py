@@ -46,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.ended.wait()
             self.close_connection = True  # or the client would wait on
             return
-        request = SimpleNamespace(url=self.path, headers=self.headers)
+        request = SimpleNamespace(url=self.path, headers=self.headers, peer=self.client_address)
         status, headers, body = self.server.api.answer(request)
         content = body.encode()
         self.send_response_only(status)
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serve(api: MemoryApi) -> Iterator[Server]:
     with Server(api) as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
+        thread = Thread(target=server.serve_forever, args=[0.01], daemon=True)  # seconds to end in
         thread.start()
         try:
             yield server

@@ -6,6 +6,7 @@ what its answers look like, stands here and nowhere else in the tests.
 """
 
 import json
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,53 @@ from hashlib import blake2b
 from threading import Lock
 from urllib.parse import parse_qsl, urlsplit
 
+import requests
 import responses
+
+from sdk import connector
 
 URL = "https://api.example.com/users"
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 ID, UPDATED_AT, CREATED_AT, ROWS = "id", "updatedAt", "createdAt", "data"
-
-
 LEFT_OUT = object()
+
+
+# How the connector reads it: what the section "The API" of connector.py says of another one
+
+
+def table(**changes) -> connector.Table:
+    """The table of the users, or one that differs from it; `columns` are added to those it has."""
+    fields = {
+        "name": "user",
+        "primary_key": [ID],
+        "updated_at": UPDATED_AT,
+    }
+    columns = dict.fromkeys((ID, "name", "email", "job"), "STRING")
+    columns |= dict.fromkeys((CREATED_AT, UPDATED_AT), "UTC_DATETIME")
+    return connector.Table(**fields | changes | {"columns": columns | changes.get("columns", {})})
+
+
+TABLE = table()
+
+
+def http_request(table: connector.Table, url: str, key: str, page) -> requests.Request:
+    parameters = {
+        "updated_since": page.since.text or None,
+        "order_by": table.updated_at,
+        "order_type": "asc",
+        "limit": page.limit,
+        "offset": page.offset,
+    }
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return requests.Request("GET", url, headers=headers, params=parameters)
+
+
+def rows_of(body) -> list:
+    return body[ROWS]
+
+
+def total_of(body, headers) -> int:
+    return body["total"]
 
 
 def envelope(rows: list, total: int, offset: int = 0, limit: int = 100) -> dict:
@@ -48,12 +88,18 @@ def names(users: dict) -> dict:
     return {id: user["name"] for id, user in users.items()}
 
 
+def always(answer) -> dict:
+    """One answer to every request, for `MemoryApi.answers`."""
+    return dict.fromkeys(range(1, 1000), answer)
+
+
 class MemoryApi:
     def __init__(self):
         self.users = {}  # by id, in the order they were made
         self.now = EPOCH + timedelta(days=30)  # what its clock says; every request takes a second
-        self.before = []  # what happens before the next requests, one function each, which may return an answer
+        self.before = []  # what happens before the next requests: functions that may answer
         self.answers = {}  # instead of a page: what to answer to the n-th request, counted from 1
+        self.lists = {}  # other lists of the API, by their path behind `URL`
         self.requests = []  # the parameters of every request
         self.keys = []  # its Authorization header
         self.limit_max = None  # answers HTTP 400 to a larger limit
@@ -71,15 +117,13 @@ class MemoryApi:
         self.counts_all = False  # whether its total counts all users, whatever updated_since is
         self.tie_order = None  # a function that sorts users with one updatedAt; None: the order they were made in
         self.stamp = timestamp  # how it writes the time of a change
-        self.lag = (
-            None  # a function that says how many seconds old what the next page shows may be
-        )
+        self.lag = None  # a function that says how many seconds old the next page may be
         self.skew = timedelta(0)  # how far its `Date` is ahead of the clock that stamps its users
         self.seconds_per_request = 1
         self._late = []  # changes that are not visible yet: from when on they are, and the user
         self._added = 0
         self._sorted = None  # its users, until one changes
-        self._states = []  # what it could have shown, if it lags: from when on, and the users by id
+        self._states = []  # what it could have shown, if it lags: since when, and the users
         self._lock = Lock()
 
     # What its users are
@@ -198,7 +242,10 @@ class MemoryApi:
         """Answer a request: the status, the headers and the body. What `responses` calls."""
         with self._lock:
             parameters = dict(parse_qsl(urlsplit(request.url).query))
+            if body := getattr(request, "body", None):
+                parameters |= json.loads(body)
             self.requests.append(parameters)
+            assert len(self.requests) < 5000, "this sync never ends"
             self.keys.append(request.headers.get("Authorization"))
             if not self._states:
                 self._remember(self.now)
@@ -225,20 +272,21 @@ class MemoryApi:
     def refusal(self, parameters: dict) -> tuple | None:
         for name, most in {"limit": self.limit_max, "offset": self.offset_max}.items():
             if most is not None and int(parameters[name]) > most:
-                return (
-                    400,
-                    {},
-                    json.dumps(
-                        {"error": f"Invalid value for '{name}'. It should be at most {most}."}
-                    ),
-                )
+                problem = f"Invalid value for '{name}'. It should be at most {most}."
+                return 400, {}, json.dumps({"error": problem})
         return None
 
     @contextmanager
     def served(self) -> Iterator["MemoryApi"]:
         """Answer what is asked of `URL` in this process."""
+
+        def answer(request):
+            path = urlsplit(request.url).path.rpartition("/")[2]
+            return self.lists.get(path, self).answer(request)
+
         with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
-            mock.add_callback(responses.GET, URL, callback=lambda request: self.answer(request))
+            for method in (responses.GET, responses.POST):
+                mock.add_callback(method, re.compile(re.escape(URL)), callback=answer)
             yield self
 
 

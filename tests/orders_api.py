@@ -1,10 +1,11 @@
 """An API of orders and customers as Django REST framework makes it, on a PostgreSQL of its own.
 
 `count` and `results`, decimals as text, microseconds. Asked for `ordering=updated_at` it sorts by that alone, and 2 to
-40 rows share a time: PostgreSQL then returns them in an order that depends on the page. No column but the key has an
-index, which makes that likely.
+300 rows share a time: PostgreSQL then returns them in an order that depends on the page, as no column but the key has
+an index. Three groups in four are small; one of more than 100 does not fit on a page.
 
-`python tests/orders_api.py` serves 2,000 orders at http://127.0.0.1:8010/orders, and changes five of them a second.
+`python tests/orders_api.py` serves 2,000 orders and 2,000 customers at http://127.0.0.1:8010, and changes five orders
+a second.
 """
 
 import random
@@ -103,12 +104,13 @@ def database() -> Iterator[None]:
 
 
 def numbers_and_times(count: int) -> Iterator[tuple[int, datetime]]:
-    """Give new rows their numbers and times: 2 to 40 rows each, all over an hour ago."""
-    group_size, number = random.Random(1), 0
+    """Give new rows their numbers and times: 2 to 40 rows each, or up to 300, all over an hour ago."""
+    dice, number = random.Random(1), 0
     time = datetime.now(UTC) - timedelta(hours=1, minutes=count)
     while number < count:
         time += timedelta(minutes=1, microseconds=1)
-        for _ in range(min(group_size.randint(2, 40), count - number)):
+        group_size = dice.randint(2, dice.choice((40, 40, 40, 300)))
+        for _ in range(min(group_size, count - number)):
             number += 1
             yield number, time
 
@@ -132,14 +134,13 @@ def make_customers(count: int):
     )
 
 
-def change(count: int):
+def change(count: int, **values):
     """Change some orders at once, which moves them to the end of the list. Those that others are changing stay."""
     ids = random.sample(range(1, Order.objects.count() + 1), count)
+    values = {"amount": models.F("amount") + 1, "updated_at": datetime.now(UTC)} | values
     with transaction.atomic():
         free = Order.objects.select_for_update(skip_locked=True).filter(id__in=ids).values("id")
-        Order.objects.filter(id__in=free).update(
-            amount=models.F("amount") + 1, updated_at=datetime.now(UTC)
-        )
+        Order.objects.filter(id__in=free).update(**values)
 
 
 @contextmanager
@@ -157,7 +158,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), database(), serve(8010) as url:
         make_orders(2000)
-        print(f"2,000 orders at {url}/orders", flush=True)
+        make_customers(2000)
+        print(f"2,000 orders and 2,000 customers at {url}", flush=True)
         while True:
             change(5)
             time.sleep(1)

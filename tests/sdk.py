@@ -5,10 +5,11 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import duckdb
@@ -16,6 +17,7 @@ from fivetran_connector_sdk import Connector, Logging
 from fivetran_connector_sdk_cli import core_adapter
 
 PROJECT = Path(__file__).resolve().parent.parent
+RECIPES = PROJECT / "tests" / "recipes"
 sys.path.insert(0, str(PROJECT))
 connector = importlib.import_module("connector")
 
@@ -31,22 +33,27 @@ def copy_project(folder: Path, **configuration: str) -> Path:
     return folder
 
 
-def adapted(folder: Path, *diffs: str, replacements: dict | None = None) -> Connector:
-    """Import a copy of connector.py that is adapted with diffs of the folder tests, then by replacing texts."""
-    path = folder / "connector.py"
-    shutil.copy(PROJECT / "connector.py", path)
-    for diff in diffs:
-        command = ["git", "apply", "--unsafe-paths", str(PROJECT / "tests" / f"{diff}.diff")]
-        subprocess.run(command, cwd=folder, check=True)
-    code = path.read_text(encoding="utf-8")
+SECTION = re.compile(r"^TABLES = .*?(?=^# [^\n]+\n\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def adapted(folder: Path, recipe: str, replacements: dict | None = None) -> ModuleType:
+    """Import a copy of connector.py with the section of a recipe, in which texts may be replaced.
+
+    From `TABLES` on, a file of the folder recipes is what stands in the section "The API" from `TABLES` on.
+    """
+    section = SECTION.search((RECIPES / f"{recipe}.py").read_text(encoding="utf-8"))[0]
     for old, new in (replacements or {}).items():
-        assert code.count(old) == 1, old
-        code = code.replace(old, new)
+        assert section.count(old) == 1, old
+        section = section.replace(old, new)
+    shipped = (PROJECT / "connector.py").read_text(encoding="utf-8")
+    path = folder / "connector.py"
+    code, count = SECTION.subn(lambda _: f"{section}\n\n", shipped)
+    assert count == 1
     path.write_text(code, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("adapted_connector", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)  # the SDK does not enter it in sys.modules either
-    return module.connector
+    return module
 
 
 def environment() -> dict:
@@ -71,6 +78,16 @@ def run(connector: Connector, folder: Path, configuration: dict) -> int:
         return core_adapter.run(connector, str(folder), configuration, state(folder))["Upserts"]
 
 
+def form_failure(connector: Connector, configuration: dict) -> str | None:
+    """Run the tests of the setup form. Returns what the first one that fails says, None if all pass."""
+    Logging.LOG_LEVEL = Logging.Level.INFO
+    for test in connector.configuration_form_method().to_response().tests:
+        result = connector.run_test(test.name, configuration)
+        if result.failure is not None:
+            return result.failure
+    return None
+
+
 def state(folder: Path) -> dict:
     path = folder / "files" / "state.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -87,6 +104,14 @@ def table(folder: Path) -> dict:
         names = [column[0] for column in found.description]
         rows = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
     return {row["id"]: row for row in rows}
+
+
+def rows(folder: Path, columns: str, table: str) -> list:
+    """Those columns of the rows of a table that are not marked as deleted."""
+    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
+        return warehouse.execute(
+            f"select {columns} from tester.{table} where not _fivetran_deleted"
+        ).fetchall()
 
 
 def deleted(folder: Path, table: str = "user") -> set:

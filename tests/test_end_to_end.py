@@ -47,21 +47,17 @@ def test_every_user_lands_in_duckdb_and_the_next_sync_reads_only_what_changed(ba
     assert sdk.table(tmp_path) == expected_rows()
 
 
-@pytest.fixture(scope="module")
-def commands(base_url, tmp_path_factory):
-    """What the commands a user types print, and the folders they ran in.
-
-    Each looks its dependencies up on the network first, so they run at one time.
-    """
+@pytest.mark.slow
+def test_the_commands_a_user_types(base_url, tmp_path_factory):
+    """Each looks its dependencies up on the network first, so they run at one time."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("debug", "script", "package")}
     for folder in folders.values():
         sdk.copy_project(folder, base_url=base_url)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    script = [sys.executable, str(folders["script"] / "connector.py")]
 
-    def run(*commands):
-        return [
-            subprocess.run(
+    def run(*command, times=1):
+        for _ in range(times):
+            run = subprocess.run(
                 command,
                 cwd=elsewhere,
                 env=sdk.environment(),
@@ -70,50 +66,31 @@ def commands(base_url, tmp_path_factory):
                 encoding="utf-8",
                 timeout=120,
             )
-            for command in commands
-        ]
+            assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
 
     with ThreadPoolExecutor() as pool:
-        runs = {
-            "debug": pool.submit(run, [sdk.fivetran(), "debug", str(folders["debug"])]),
-            "script": pool.submit(run, script, script),
-            "package": pool.submit(
-                run, [sdk.fivetran(), "package", str(folders["package"]), "--non-interactive"]
-            ),
-        }
-        return {name: (folders[name], future.result()) for name, future in runs.items()}
+        script = pool.submit(run, sys.executable, folders["script"] / "connector.py", times=2)
+        debug = pool.submit(run, sdk.fivetran(), "debug", folders["debug"])
+        command = [sdk.fivetran(), "package", folders["package"], "--non-interactive"]
+        package = pool.submit(run, *command)
+    for done in (script, debug, package):
+        done.result()
 
-
-def test_fivetran_debug_syncs_every_user_and_leaves_the_requirements_as_they_are(commands):
-    folder, (run,) = commands["debug"]
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert sdk.table(folder).keys() == expected_rows().keys()
-    assert (folder / "requirements.txt").read_text() == (
-        sdk.PROJECT / "requirements.txt"
-    ).read_text()
-
-
-def test_python_connector_py_works_from_anywhere_and_goes_on_where_it_stopped(commands):
-    folder, (first, second) = commands["script"]
-    assert first.returncode == second.returncode == 0, first.stdout + second.stdout
-    upserts = [int(re.search(r"Upserts +\| (\d+)", run.stdout)[1]) for run in (first, second)]
-    assert upserts[0] == len(playground.users())
-    assert upserts[1] < 20
-    assert sdk.table(folder).keys() == expected_rows().keys()
-
-
-def test_the_package_holds_a_connector_that_can_be_imported_and_no_configuration(
-    commands, tmp_path
-):
-    folder, (run,) = commands["package"]
-    assert run.returncode == 0, run.stdout + run.stderr
-    (path,) = (folder / "files").glob("*.zip")
-    with zipfile.ZipFile(path) as package:
-        assert "configuration.json" not in package.namelist()
-        package.extractall(tmp_path)
-    spec = importlib.util.spec_from_file_location("packaged_connector", tmp_path / "connector.py")
+    # `fivetran debug` syncs every user, and leaves the requirements as they are
+    assert sdk.table(folders["debug"]).keys() == expected_rows().keys()
+    requirements = (folders["debug"] / "requirements.txt").read_text()
+    assert requirements == (sdk.PROJECT / "requirements.txt").read_text()
+    # `python connector.py` works from anywhere, and goes on where it stopped
+    assert sdk.table(folders["script"]).keys() == expected_rows().keys()
+    assert int(re.search(r"Upserts +\| (\d+)", script.result())[1]) < 20
+    # the package holds a connector that can be imported, and no configuration
+    (path,) = (folders["package"] / "files").glob("*.zip")
+    with zipfile.ZipFile(path) as zipped:
+        assert "configuration.json" not in zipped.namelist()
+        zipped.extractall(elsewhere)
+    spec = importlib.util.spec_from_file_location("packaged_connector", elsewhere / "connector.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     assert module.connector.update_method is module.update
 

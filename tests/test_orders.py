@@ -1,13 +1,11 @@
-"""Django REST framework on a real PostgreSQL: the orders of tests/orders.diff, and two lists in one connector."""
+"""Django REST framework on a real PostgreSQL without an index: the orders and customers of tests/recipes/orders.py."""
 
 import json
 from contextlib import contextmanager
 from datetime import UTC
-from decimal import Decimal
 from threading import Event, Thread
 from time import monotonic, sleep
 
-import duckdb
 import pytest
 import requests
 from django.db import connection, connections
@@ -17,7 +15,8 @@ import orders_api
 import sdk
 from orders_api import Customer, Order
 
-BY_TIME_ALONE = {'"ordering": f"{UPDATED_AT},{ID}"': '"ordering": UPDATED_AT'}
+BY_TIME_ALONE = {'"ordering": f"{table.updated_at},id"': '"ordering": table.updated_at'}
+ORDERS = 3_000
 
 
 class LateTransaction:
@@ -45,28 +44,31 @@ class LateTransaction:
 @pytest.fixture(scope="module")
 def url():
     with orders_api.database(), orders_api.serve() as url:
-        orders_api.make_orders(1000)
-        orders_api.make_customers(1000)
+        orders_api.make_orders(ORDERS)
+        orders_api.make_customers(2_000)
         yield url
 
 
 @pytest.fixture(scope="module", autouse=True)
 def late(url):
-    """A transaction that begins before all tests of this file: they need not wait for it one after the other."""
+    """A transaction that begins before all tests of this file: it is open while they run, and none waits for all of it."""
     late = LateTransaction()
-    orders_api.change(40)
     yield late
     late.close()
 
 
 @contextmanager
 def changes():
-    """Let orders change all the time while this is entered."""
+    """Let orders change all the time while this is entered: ten at a time, or 300, and some are deleted."""
     ended = Event()
 
     def run():
+        count = 0
         while not ended.wait(0.05):
-            orders_api.change(10)
+            orders_api.change(300 if count % 40 == 39 else 10)
+            if count % 10 == 0:
+                orders_api.change(2, is_deleted=True)
+            count += 1
         connections.close_all()
 
     thread = Thread(target=run)
@@ -79,36 +81,30 @@ def changes():
 
 
 def orders_in_postgresql() -> dict:
-    return {str(order["id"]): order | {"id": str(order["id"])} for order in Order.objects.values()}
-
-
-def orders_in_duckdb(folder) -> dict:
-    names = ("id", "customer", "amount", "line_items", "is_deleted", "updated_at")
-    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
-        found = warehouse.execute(
-            "select id, customer, amount, line_items, is_deleted, "
-            "updated_at at time zone 'UTC' from tester.orders"
-        ).fetchall()
-    orders = (dict(zip(names, row, strict=True)) for row in found)
+    names = ("customer", "amount", "line_items", "updated_at")
+    orders = Order.objects.filter(is_deleted=False).values_list("id", *names)
     return {
-        order["id"]: order
-        | {
-            "line_items": json.loads(order["line_items"]),
-            "updated_at": order["updated_at"].replace(tzinfo=UTC),
-        }
-        for order in orders
+        str(id): (customer, amount, json.dumps(items), time)
+        for id, customer, amount, items, time in orders
     }
 
 
-def customers_in_duckdb(folder) -> dict:
-    with duckdb.connect(str(folder / "files" / "warehouse.db"), read_only=True) as warehouse:
-        found = warehouse.execute("select id, name, amount from tester.customers")
-        return {id: (name, amount) for id, name, amount in found.fetchall()}
+def orders_in_duckdb(folder) -> dict:
+    columns = "id, customer, amount, line_items, updated_at at time zone 'UTC'"
+    return {
+        id: (customer, amount, json.dumps(json.loads(items)), time.replace(tzinfo=UTC))
+        for id, customer, amount, items, time in sdk.rows(folder, columns, "orders")
+    }
 
 
 def customers_in_postgresql() -> dict:
     customers = Customer.objects.values_list("id", "name", "amount")
     return {str(id): (name, amount) for id, name, amount in customers}
+
+
+def customers_in_duckdb(folder) -> dict:
+    found = sdk.rows(folder, "id, name, amount", "customers")
+    return {id: (name, amount) for id, name, amount in found}
 
 
 def test_a_plain_loop_misses_rows_of_a_list_sorted_by_time_alone_though_nothing_changes(url):
@@ -123,41 +119,11 @@ def test_a_plain_loop_misses_rows_of_a_list_sorted_by_time_alone_though_nothing_
     assert len(missing) >= 10
 
 
-def test_the_connector_misses_no_row_of_a_list_sorted_by_time_alone(url, tmp_path):
-    replacements = BY_TIME_ALONE | {
-        'TABLE, ID, UPDATED_AT = "orders"': 'TABLE, ID, UPDATED_AT = "customers"',
-        '{"type": "DECIMAL", "precision": 12, "scale": 2}': '"STRING"',
-    }
-    connector = sdk.adapted(tmp_path, "orders", replacements=replacements)
-    sdk.run(connector, tmp_path, {"base_url": f"{url}/customers"})
-    assert customers_in_duckdb(tmp_path) == customers_in_postgresql()
-
-
-@pytest.mark.parametrize("replacements", [{}, BY_TIME_ALONE], ids=["time_and_id", "time_alone"])
-def test_orders_that_change_all_the_time_land_in_duckdb_as_they_are_in_postgresql(
-    url, tmp_path, replacements
-):
-    connector = sdk.adapted(tmp_path, "orders", replacements=replacements)
-    configuration = {"base_url": f"{url}/orders"}
-    assert connector.run_test("test_connection", configuration).failure is None
-    with changes():
-        sdk.run(connector, tmp_path, configuration)
-    sdk.run(connector, tmp_path, configuration)
-    assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
-    assert isinstance(orders_in_duckdb(tmp_path)["5"]["amount"], Decimal)
-
-
-def test_of_two_lists_the_one_that_fails_is_named_and_the_other_is_synced(
+def test_of_two_tables_the_one_that_fails_is_named_and_the_other_is_synced(
     url, tmp_path, monkeypatch
 ):
-    replacements = {
-        '("users", COLUMNS)': '("orders", COLUMNS)',
-        '"team": ("teams", TEAM)': '"customers": ("customers", TEAM)',
-        '"name": (Text, "STRING")}': '"amount": (Text, "STRING")}',
-    }
-    connector = sdk.adapted(tmp_path, "orders", "several_lists", replacements=replacements)
+    connector = sdk.adapted(tmp_path, "orders").connector
     configuration = {"base_url": url, "page_size": "300"}
-    assert connector.run_test("test_connection", configuration).failure is None
 
     def refuse_second_page(view, request):
         if view.queryset.model is Order and int(request.GET["offset"]) > 0:
@@ -165,29 +131,43 @@ def test_of_two_lists_the_one_that_fails_is_named_and_the_other_is_synced(
 
     with monkeypatch.context() as patch:
         patch.setattr(orders_api.Orders, "check_permissions", refuse_second_page)
-        assert "orders: " in connector.run_test("test_connection", configuration).failure
-        with pytest.raises(RuntimeError, match=r"orders: .*403") as caught:
+        assert "orders" in sdk.form_failure(connector, configuration)
+        with pytest.raises(RuntimeError, match=r"orders.*403") as caught:
             sdk.run(connector, tmp_path, configuration)
-    assert "customers: " not in str(caught.value)
+    assert "customers" not in str(caught.value)
     assert customers_in_duckdb(tmp_path) == customers_in_postgresql()
     sdk.run(connector, tmp_path, configuration)
     assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
-    assert {table: list(of_list) for table, of_list in sdk.state(tmp_path).items()} == {
-        "orders": ["last_updated_at"],
-        "customers": ["last_updated_at"],
-    }
+    assert sdk.state(tmp_path)["last_updated_at"].keys() == {"orders", "customers"}
 
 
-def test_rows_of_a_transaction_that_commits_late_arrive_though_others_changed_meanwhile(
+def test_orders_that_change_all_the_time_land_in_duckdb_as_they_are_in_postgresql(
     url, late, tmp_path
 ):
-    connector = sdk.adapted(tmp_path, "orders", replacements=BY_TIME_ALONE)
-    configuration = {"base_url": f"{url}/orders", "page_size": "500"}
-    sdk.run(connector, tmp_path, configuration)
-    late.wait_until(12)  # longer ago than clocks differ
-    orders_api.change(40)
-    sdk.run(connector, tmp_path, configuration)
+    connectors = {}
+    for order, replacements in {"time_and_id": {}, "time_alone": BY_TIME_ALONE}.items():
+        (tmp_path / order).mkdir()
+        connectors[order] = sdk.adapted(tmp_path / order, "orders", replacements).connector
+        assert sdk.form_failure(connectors[order], {"base_url": url}) is None
+
+    def sync():
+        for order, connector in connectors.items():
+            sdk.run(connector, tmp_path / order, {"base_url": url})
+
+    def stale() -> dict:
+        """By order, the orders that are missing in its table, or have another version there."""
+        expected = orders_in_postgresql().items()
+        return {
+            order: expected ^ orders_in_duckdb(tmp_path / order).items() for order in connectors
+        }
+
+    with changes():
+        sync()
+        late.wait_until(12)  # longer ago than clocks differ
+        sync()
     late.commit()
-    assert orders_in_duckdb(tmp_path) != orders_in_postgresql()
-    sdk.run(connector, tmp_path, configuration)
-    assert orders_in_duckdb(tmp_path) == orders_in_postgresql()
+    assert all(stale().values())
+    sync()
+    assert stale() == {"time_and_id": set(), "time_alone": set()}
+    for order in connectors:
+        assert customers_in_duckdb(tmp_path / order) == customers_in_postgresql()

@@ -9,19 +9,20 @@ from fivetran_connector_sdk_cli import configuration_command
 
 import connector
 from memory_api import (
+    CREATED_AT,
     EPOCH,
+    ID,
     ROWS,
     UPDATED_AT,
     URL,
+    always,
     cut_to_day,
     cut_to_minute,
+    envelope,
     instant,
+    table,
     timestamp,
 )
-
-
-def answer_all(answer) -> dict:
-    return dict.fromkeys(range(1, 100), answer)
 
 
 def test_the_form_has_every_setting_and_hides_the_key():
@@ -63,7 +64,44 @@ def test_fivetran_configuration_fills_a_file_that_its_test_and_a_sync_accept(
 def test_an_api_as_the_readme_asks_for_passes(api, verdict, count):
     api.add(count)
     assert verdict() is None
-    assert len(api.requests) <= 3
+    assert len(api.requests) <= 4
+
+
+def test_an_empty_list_passes_and_the_log_says_that_nothing_was_checked(api, verdict, lines):
+    assert verdict() is None
+    assert len(lines("WARNING")) == 1
+    api.add(3)
+    assert verdict() is None
+    assert lines("WARNING") == []
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (429, {}, ""),
+        (429, {"Retry-After": "7"}, ""),
+        (503, {}, ""),
+        (200, {}, "<html>"),
+        requests.ReadTimeout(),
+        requests.ConnectionError(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_failure_that_passes_is_waited_for(api, verdict, clock, failure, number):
+    api.add(250)
+    api.answers = {number: failure}
+    assert verdict() is None
+    assert len(clock.waits) == 1
+
+
+@pytest.mark.parametrize("page_size", ["10000", "500", "100", "2"])
+@pytest.mark.parametrize("way", [{}, {"limit_max": 50}, {"page_cap": 50}], ids=str)
+def test_a_page_size_above_what_the_api_gives_passes(api, verdict, page_size, way):
+    api.add(250)
+    for name, value in way.items():
+        setattr(api, name, value)
+    assert verdict(page_size=page_size) is None
 
 
 @pytest.mark.parametrize(
@@ -123,27 +161,27 @@ def test_it_asks_with_the_start_date_too(api, verdict, start):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "says", "most"),
     [
-        (requests.ConnectTimeout(), "api.example.com"),
-        (requests.ReadTimeout(), "60 s"),
-        (requests.exceptions.SSLError("self-signed"), "http"),
-        ((401, {}, "no"), "api_key"),
-        ((404, {}, "no"), "base_url"),
-        ((500, {}, ""), "500"),
-        ((429, {"Retry-After": "30"}, ""), "429"),
-        ((200, {"Content-Type": "text/html"}, "<html>"), "text/html"),
-        ((200, {}, "[]"), "array"),
-        ((200, {}, '{"users": []}'), "users"),
-        ((200, {}, '{"data": [], "total": 7}'), "7"),
+        (requests.ConnectTimeout(), "api.example.com", 3),
+        (requests.exceptions.SSLError("self-signed"), "http", 3),
+        (requests.ReadTimeout(), "60 s", 7),
+        ((500, {}, ""), "500", 3),
+        ((429, {"Retry-After": "30"}, ""), "429", 7),
+        ((200, {"Content-Type": "text/html"}, "<html>"), "text/html", 3),
+        ((401, {}, "no"), "api_key", 1),
+        ((404, {}, "no"), "base_url", 1),
+        ((200, {}, '{"users": []}'), "users", 1),
+        ((200, {}, '{"data": [], "total": 7}'), "7", 1),
+        ((400, {}, "full moon"), "full moon", 7),
     ],
     ids=str,
 )
-def test_an_api_that_gives_no_page_fails_after_one_request(api, verdict, answer, says):
+def test_an_api_that_gives_no_page_fails(api, verdict, answer, says, most):
     api.add(50)
-    api.answers = answer_all(answer)
+    api.answers = always(answer)
     assert says in verdict()
-    assert len(api.requests) == 1
+    assert len(api.requests) <= most
 
 
 def test_unusable_settings_fail_without_a_request(api, verdict):
@@ -166,7 +204,7 @@ def test_users_that_are_sorted_only_within_a_page_fail(api, verdict):
 
 def test_users_that_are_not_sorted_fail(api, verdict):
     api.add(50)
-    api.answers = answer_all(lambda page: page | {ROWS: page[ROWS][::-1]})
+    api.answers = always(lambda page: page | {ROWS: page[ROWS][::-1]})
     assert "sorted" in verdict()
 
 
@@ -183,9 +221,7 @@ def test_an_updated_since_that_is_ignored_fails(api, verdict):
 def test_an_offset_that_is_ignored_fails(api, verdict):
     api.add(150)
     page = api.page
-    api.page = lambda parameters: (
-        page(parameters | {"offset": 0}) | {"offset": int(parameters["offset"])}
-    )
+    api.page = lambda parameters: page(parameters | {"offset": 0})
     assert "offset" in verdict()
 
 
@@ -195,7 +231,7 @@ def test_an_exclusive_updated_since_fails_and_says_where_to_ask_for_a_second_les
 ):
     api.add(count)
     api.exclusive = True
-    assert "Client.get" in verdict()
+    assert "http_request" in verdict()
 
 
 def test_an_api_that_reads_times_in_another_zone_than_it_writes_them_fails(api, verdict):
@@ -210,3 +246,56 @@ def test_pages_of_one_user_fail(api, verdict):
     api.add(50)
     api.page_cap = 1
     assert "50" in verdict()
+
+
+def matching(users: list, since: str, read) -> list:
+    return [user for user in users if instant(read(user)) >= instant(since)]
+
+
+LEFT_OUT = {
+    "rows that were never updated": lambda users, since: [
+        user
+        for user in matching(users, since, lambda user: user[UPDATED_AT])
+        if int(user[ID]) % 3 == 0
+    ],
+    "by another time": lambda users, since: matching(users, since, lambda user: user[CREATED_AT]),
+    "all": lambda users, since: [],
+}
+
+
+@pytest.mark.parametrize("page_size", ["20", "100", "1000"])
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_a_filter_that_leaves_out_rows_that_the_list_has_fails(api, verdict, what, page_size):
+    api.add(500)
+    api.matching = lambda users, p: (
+        LEFT_OUT[what](users, p["updated_since"]) if p.get("updated_since") else users
+    )
+    assert verdict(page_size=page_size)
+
+
+def test_an_api_that_pages_before_it_filters_fails(api, verdict):
+    api.add(500)
+    page = api.page
+
+    def page_then_filter(parameters):
+        rows = page(parameters | {"updated_since": ""})[ROWS]
+        found = api.matching(rows, parameters)
+        return envelope(found, len(found))
+
+    api.page = page_then_filter
+    assert verdict()
+
+
+def test_two_rows_of_one_answer_with_the_same_key_fail(api, verdict, monkeypatch):
+    monkeypatch.setattr(connector, "TABLES", [table(primary_key=["job"])])
+    api.add(50)
+    assert "primary_key" in verdict()
+
+
+def test_every_table_is_tested_and_the_one_that_fails_is_named(api, teams, verdict):
+    api.add(50)
+    teams.add(50)
+    assert verdict() is None
+    assert teams.requests
+    teams.answers = always((401, {}, ""))
+    assert "`team`" in verdict()

@@ -1,19 +1,20 @@
 """All histories of small lists: faults of a rule about neighbors show there, if none is left out.
 
-A list of five or six rows in each pattern of ties is read in pages of three. Before one of the requests, each of them,
-one row changes, is deleted or shows late, or two neighbors change, whichever they are; the next page may be that of the
-moment before; the sync may die behind its first page. Then all is calm, and after one more sync the table must be the
-list. So it is, with a total and without,
+A list of few rows, in each pattern of ties, is read in small pages, with one request in flight and with four. Before one
+of the requests, each of them, one row changes, is deleted or shows late, or two neighbors change, whichever they are; or
+a page that should begin the list comes empty. The next page may be that of the moment before; the sync may die behind
+its first page. Then all is calm, and after one more sync the table must be the list.
 
-- for an API that returns the three rows that are asked for, or three of five;
-- with no page of the moment before, for one that leaves out a row, whichever it is (of six: where two change);
-- for pages of six of a list of nine rows, where not more than two share a time, and ties stand the other way round on
-  every other page: one row or two neighbors change.
+`QUICK` and `SLOW` say for which APIs. What is left out of these, to be done in time, the environment variable HISTORIES brings
+back: with HISTORIES=10 ten times as many run, to all there are, others in each run.
 
-A list at rest is read without going back. No HTTP is involved: the client is a list.
+No HTTP is involved: the client is a list. A history that fails is told request by request.
 """
 
+import os
+import random
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import timedelta
 from itertools import product
 from types import SimpleNamespace
@@ -22,15 +23,52 @@ from typing import NamedTuple
 import pytest
 
 import connector
-from connector import LIST_START, Page, PageSource, Reader, Timestamp, next_cursor
-from memory_api import EPOCH, ID, UPDATED_AT, timestamp
+from connector import Page, Row, SyncError, Timestamp
+from memory_api import EPOCH, ID, TABLE, UPDATED_AT, URL, timestamp
 
-TIMES = [Timestamp.parse(timestamp(EPOCH + timedelta(minutes=minute))) for minute in range(60)]
-LOOKBACK = 5  # minutes
+TICK = timedelta(seconds=12)  # between two rows
+TIMES = [Timestamp.parse(timestamp(EPOCH + tick * TICK)) for tick in range(99)]
+TICKS = {time: tick for tick, time in enumerate(TIMES)}
+MINUTE, DAY = 5, 99  # ticks
+LOOKBACK = 5  # ticks
+SHUFFLES = [random.Random(end).sample(range(20), 20) for end in range(200)]
+MORE = int(os.environ.get("HISTORIES", "0"))
+
+
+class Api(NamedTuple):
+    """What is special about an API."""
+
+    cap: int = 99  # rows that a page has at most, whatever it is asked for
+    has_total: bool = True
+    ties: str = "by key"  # or "turned" on every other page, or "shuffled" by limit + offset
+    cut: int = 1  # ticks that its filter cuts its time to
+    excludes: bool = False  # whether the filter leaves out the rows of just its time
+    depth: int = 99  # rows that it shows of a list
+    page_bytes: int = 0  # that a page has at most: of 1 to 3 for each row, but three rows at least
+    hides: bool = False  # whether it leaves out a row, whichever it is
+
+
+class Case(NamedTuple):
+    """Lists of one length, and how they are read."""
+
+    count: int
+    page_size: int
+    api: Api = Api()
+    most_ties: int = 99
+    one_group: int = 0  # rows of the only group of ties, if not each pattern of them
+    changes: str = "changes, is deleted, shows late, two change, comes empty"
+    may_be_stale: bool = True
+    may_die: bool = True
+    may_warn: bool = False  # whether the connector may say that rows could be missing
+    may_lose: bool = False  # whether rows may be missing, if it said so
+
+
+# a row of just the time at which a sync ended, or a page, cannot be known if the filter leaves it out
+EXCLUDES = {"changes": "changes, is deleted", "may_warn": True}
 
 
 class History(NamedTuple):
-    minutes: list  # when each row was updated, after EPOCH
+    ticks: list  # when each row was updated, after EPOCH
     dies: bool  # whether the first sync ends behind its first page
     hidden: int | None = None  # which row is left out of the pages
     change: str = ""  # what happens to rows
@@ -39,147 +77,350 @@ class History(NamedTuple):
     is_stale: bool = False  # whether the next request is answered from before that
 
 
-class Answered(NamedTuple):
-    """A future that is done."""
+class Answered(Future):
+    """A future that was done when it was made, though nobody knows before the result is fetched."""
 
-    page: Page
-
-    def result(self) -> Page:
-        return self.page
+    is_fetched = False
 
     def done(self) -> bool:
-        return True
+        return self.is_fetched
+
+    def result(self, timeout=None) -> Page:
+        self.is_fetched = True
+        return super().result(timeout)
 
 
 class List:
     """A list of rows, which the connector takes for its HTTP client: it answers at once."""
 
-    def __init__(self, history: History, has_total: bool, page_cap: int, turns_ties: bool):
-        minutes = enumerate(history.minutes)
-        self.rows = {id: {ID: id, UPDATED_AT: TIMES[m], "version": 0} for id, m in minutes}
-        self.history, self.has_total, self.page_cap = history, has_total, page_cap
-        self.turns_ties = turns_ties
+    table = TABLE
+
+    def __init__(self, case: Case, history: History):
+        self.rows = {
+            id: Row(id, TIMES[tick], {ID: id, UPDATED_AT: TIMES[tick], "version": 0})
+            for id, tick in enumerate(history.ticks)
+        }
+        self.case, self.api, self.history = case, case.api, history
         # all rows have settled, or there are some that can show late in front of others
-        self.now = 8 if history.change == "shows late" else 20
-        self.asked = 0
+        self.now = case.count + (2 if history.change == "shows late" else 14)
+        self.requests = []  # of this sync
+        self.story = []
         self._before = self._sorted = self.sorted()
 
     def sorted(self) -> list:
-        sign = -1 if self.turns_ties and self.asked % 2 else 1
-        return sorted(self.rows.values(), key=lambda row: (row[UPDATED_AT], sign * row[ID]))
+        return sorted(self.rows.values(), key=lambda row: (row.time, row.key))
 
     def happen(self):
         for id in self.history.rows:
             row = self.rows.pop(id)
-            if self.history.change == "changes":
-                self.rows[id] = row | {UPDATED_AT: TIMES[self.now], "version": 1}
+            if self.history.change in ("changes", "two change"):
+                time = TIMES[self.now]
             elif self.history.change == "shows late":
-                late = max(row[UPDATED_AT], TIMES[self.now - LOOKBACK + 1])
-                self.rows[id] = row | {UPDATED_AT: late, "version": 1}
+                time = max(row.time, TIMES[self.now - LOOKBACK + 1])
+            else:
+                continue
+            self.rows[id] = Row(id, time, {ID: id, UPDATED_AT: time, "version": 1})
         self._before, self._sorted = self._sorted, self.sorted()
 
-    def send(self, request) -> Answered:
-        self.asked += 1
-        assert self.asked < 60, "the sync does not end"
-        if self.turns_ties:
-            self._sorted = self.sorted()
-        if self.asked == self.history.at:
+    def send(self, request) -> Future:
+        self.requests.append((request.since, request.offset, request.limit))
+        number, at = len(self.requests), self.history.at
+        assert number < 99, "the sync does not end"
+        if number == at:
             self.happen()
-        is_stale = self.history.is_stale and self.asked == self.history.at + 1
-        rows = self._before if is_stale else self._sorted
-        matching = [row for row in rows if row[UPDATED_AT] >= request.since]
-        page = matching[request.offset : request.offset + min(request.limit, self.page_cap)]
-        shown = [row for row in page if row[ID] != self.history.hidden]
-        total = len(matching) if self.has_total else None
-        return Answered(Page(shown, total, request.offset, TIMES[self.now]))
+        rows = self._before if self.history.is_stale and number == at + 1 else self._sorted
+        matching = self.ordered(self.matching(rows, request.since), request)
+        page = matching[: self.api.depth][request.offset :][: min(request.limit, self.api.cap)]
+        page = [row for row in self.fitting(page) if row.key != self.history.hidden]
+        total = len(matching)
+        if self.history.change == "comes empty" and number == at and not request.offset:
+            page, total = [], 0
+        self.story.append((request, page))
+        future = Answered()
+        total = total if self.api.has_total else None
+        future.set_result(Page(page, total, request.offset, TIMES[self.now]))
+        return future
+
+    def matching(self, rows: list, since: Timestamp) -> list:
+        if since not in TICKS:
+            return rows
+        since = TIMES[TICKS[since] // self.api.cut * self.api.cut]
+        return [
+            row
+            for row in rows
+            if row.time > since or (row.time == since and not self.api.excludes)
+        ]
+
+    def ordered(self, rows: list, request) -> list:
+        if self.api.ties == "turned" and len(self.requests) % 2:
+            return sorted(rows, key=lambda row: (row.time, -row.key))
+        if self.api.ties == "shuffled":
+            places = SHUFFLES[request.offset + request.limit]
+            return sorted(rows, key=lambda row: (row.time, places[row.key]))
+        return rows
+
+    def fitting(self, rows: list) -> list:
+        if not self.api.page_bytes:
+            return rows
+        sizes = [1 + row.key % 3 for row in rows]
+        return [
+            row
+            for n, row in enumerate(rows)
+            if n < 3 or sum(sizes[: n + 1]) <= self.api.page_bytes
+        ]
 
     def calm(self):
         """Let time pass, in which nothing happens any more."""
         self.now += 20
-        self.asked, self.history = 0, self.history._replace(at=0, is_stale=False)
+        self.requests, self.history = [], self.history._replace(at=0, is_stale=False)
+        self.story.append("later")
 
     def close(self):
         pass
 
 
-def sync(rows: List, table: dict, cursor: Timestamp, dies: bool, page_size: int) -> tuple:
-    """Run one sync into a table. Returns its cursor, and how many pages were not where it looked for them."""
-    settings = SimpleNamespace(
-        page_size=page_size, parallel_requests=1, lookback_seconds=60 * LOOKBACK, start_date=None
-    )
-    reader = Reader(PageSource(settings), settings, cursor)
-    for page in reader.pages():
-        table.update((row[ID], row["version"]) for row in page)
-        cursor = next_cursor(cursor, page, reader.settled)
-        if dies:
-            break
-    return cursor, reader.setbacks
+class Dies(Exception):
+    """What ends a sync from outside."""
 
 
-def patterns(count: int, most_ties: int) -> list:
-    """The minutes of the rows of a list, in each pattern of ties."""
-    ties = product([0, 1], repeat=count - 1)
-    minutes = [[1 + sum(steps[:place]) for place in range(count)] for steps in ties]
-    return [times for times in minutes if max(map(times.count, times)) <= most_ties]
+class Warehouse:
+    """Takes the operations of syncs, in place of the SDK's, as it does: rows are written by the next checkpoint."""
+
+    def __init__(self, story: list):
+        self.table, self.state, self.warnings = {}, {}, []
+        self.dies, self.checkpoints, self.delivered, self.waiting = False, 0, set(), {}
+        self.story = story
+
+    def upsert(self, table: str, row: dict):
+        self.end_if_killed()
+        version = row[ID], row["version"]
+        assert version not in self.delivered, f"row {row[ID]} arrives twice"
+        self.delivered.add(version)
+        self.waiting[row[ID]] = row["version"]
+
+    def checkpoint(self, state: dict):
+        self.end_if_killed()
+        self.table.update(self.waiting)
+        self.state, self.waiting = dict(state), {}
+        self.checkpoints += 1
+        self.story.append(state)
+
+    def warning(self, text: str):
+        if self.delivered:  # without a row, it says that
+            self.warnings.append(text)
+        self.story.append(f"warning: {text}")
+
+    def end_if_killed(self):
+        if self.dies and self.checkpoints:
+            raise Dies
+
+    def run(self, dies: bool):
+        """Run a sync. One that the connector gives up counts as a warning if it says to reset."""
+        self.dies, self.checkpoints, self.delivered, self.waiting = dies, 0, set(), {}
+        try:
+            connector.update({}, self.state)
+        except Dies:
+            self.story.append("the sync dies")
+        except SyncError as error:
+            self.story.append(f"failed: {error}")
+            if "reset" not in str(error):
+                raise
+            self.warnings.append(str(error))
 
 
-def changes_of(count: int) -> list:
+def patterns(case: Case) -> list:
+    """When the rows of a list were updated, in each pattern of ties."""
+    if case.one_group:
+        places = range(case.count - case.one_group + 1)
+        steps = [
+            [int(not at < n < at + case.one_group) for n in range(1, case.count)] for at in places
+        ]
+    else:
+        steps = product([0, 1], repeat=case.count - 1)
+    ticks = [[1 + sum(some[:place]) for place in range(case.count)] for some in steps]
+    return [times for times in ticks if max(map(times.count, times)) <= case.most_ties]
+
+
+def changes_of(case: Case) -> list:
     """What may happen to a list, and to which rows."""
-    kinds = ("changes", "is deleted", "shows late")
-    one_row = [(kind, (id,)) for kind, id in product(kinds, range(count))]
-    return one_row + [("changes", (id, id + 1)) for id in range(count - 1)]
+    kinds = [
+        kind
+        for kind in ("changes", "is deleted", "shows late")
+        if kind in case.changes.split(", ")
+    ]
+    changes = [(kind, (id,)) for kind, id in product(kinds, range(case.count))]
+    if "two change" in case.changes:
+        changes += [("two change", (id, id + 1)) for id in range(case.count - 1)]
+    return changes + [("comes empty", ())] * ("comes empty" in case.changes)
 
 
-def changed(calm: History, requests: int, changes: list, may_be_stale: bool) -> Iterator[History]:
+def changed(calm: History, requests: int, case: Case) -> Iterator[History]:
     """A history with each change before each request of its first sync."""
-    for at, (change, rows) in product(range(1, requests + 1), changes):
+    for at, (change, rows) in product(range(1, requests + 1), changes_of(case)):
         history = calm._replace(at=at, change=change, rows=rows)
         yield history
-        if may_be_stale and at < requests:
+        if case.may_be_stale and at < requests and rows:
             yield history._replace(is_stale=True)
 
 
-@pytest.mark.parametrize(
-    ("count", "page_size", "has_total", "api"),
-    [
-        (5, 3, True, ""),
-        (6, 3, True, ""),
-        (6, 3, False, ""),
-        (5, 5, True, ""),
-        (6, 5, False, ""),
-        (5, 3, True, "hides"),
-        (5, 3, False, "hides"),
-        (6, 3, False, "hides"),
-        (9, 6, False, "turns ties"),
-    ],
-)
-def test_no_row_of_a_small_list_is_lost_in_any_history(
-    monkeypatch, count, page_size, has_total, api
-):
+def fault_of(case: Case, history: History, parallel: int, monkeypatch) -> tuple[str, List]:
+    """Run a history. Returns what is wrong with its outcome, "" if nothing is, and its list."""
+    rows = List(case, history)
+    warehouse = Warehouse(rows.story)
+    monkeypatch.setattr(connector, "Client", lambda table, settings: rows)
+    monkeypatch.setattr(connector, "op", warehouse)
+    requests = []
+    try:
+        warehouse.run(history.dies)
+        requests = rows.requests
+        rows.calm()
+        warehouse.run(False)
+    except (AssertionError, SyncError) as error:
+        return f"{type(error).__name__}: {error}", rows
+    finally:
+        rows.requests = requests or rows.requests
+    lost = [
+        id
+        for id, row in rows.rows.items()
+        if id != history.hidden and warehouse.table.get(id) != row.values["version"]
+    ]
+    if lost and not (case.may_lose and warehouse.warnings):
+        return f"lost: {lost}", rows
+    if warehouse.warnings and not case.may_warn:
+        return f"warned: {warehouse.warnings}", rows
+    is_plain = case.page_size > 3 and case.api[2:] == Api()[2:]  # smaller pages may grow
+    if parallel == 1 and not history.at and is_plain:
+        places = [(since, offset) for since, offset, _ in requests]
+        if places != sorted(places):
+            return "a list at rest is not read from its front to its end", rows
+    return "", rows
+
+
+def told(fault: str, history: History, rows: List) -> str:
+    """A history as a story."""
+    lines = [fault, f"{history}"]
+    for what in rows.story:
+        if isinstance(what, tuple):
+            request, page = what
+            since = f"since {TICKS[request.since]} " if request.since in TICKS else ""
+            shown = " ".join(f"{row.key}@{TICKS[row.time]}" for row in page)
+            lines.append(
+                f"  {since}offset {request.offset} limit {request.limit}: {shown or 'nothing'}"
+            )
+        else:
+            lines.append(f"  {what}")
+    return "\n".join(lines)
+
+
+SHUFFLED = Api(ties="shuffled")
+CAPPED = Api(ties="shuffled", cap=4)
+QUICK = {
+    "pages of 3": Case(5, 3),
+    "a cap of 3": Case(5, 5, Api(cap=3, has_total=False)),
+    "a hidden row": Case(5, 3, Api(hides=True), may_warn=True),
+    "shuffled ties": Case(5, 3, SHUFFLED),
+    "shuffled ties on capped pages": Case(5, 4, CAPPED, may_warn=True, may_lose=True),
+    "a filter cut to the day": Case(5, 3, Api(cut=DAY)),
+    "a filter that excludes its time": Case(5, 3, Api(excludes=True), 1, **EXCLUDES),
+    "a depth of 5": Case(5, 3, Api(depth=5, has_total=False)),
+    "pages of 6 bytes": Case(5, 5, Api(page_bytes=6)),
+}
+SLOW = {
+    "pages of 3": Case(6, 3),
+    "pages of 3 without a total": Case(6, 3, Api(has_total=False)),
+    "pages of 5": Case(7, 5),
+    "a cap of 3": Case(6, 5, Api(cap=3, has_total=False)),
+    "a hidden row": Case(6, 3, Api(hides=True, has_total=False)),
+    "ties turned on every other page": Case(9, 6, Api(ties="turned", has_total=False), 2),
+    "many ties turned on every other page": Case(9, 6, Api(ties="turned")),
+    "shuffled ties": Case(9, 6, SHUFFLED),
+    "a group of 9 shuffled ties": Case(11, 6, SHUFFLED, one_group=9),
+    "shuffled ties at rest": Case(9, 3, SHUFFLED, changes="comes empty"),
+    "few shuffled ties on capped pages": Case(9, 4, CAPPED, 3),
+    "many shuffled ties on capped pages at rest": Case(
+        9, 4, CAPPED, changes="comes empty", may_warn=True, may_lose=True
+    ),
+    "many shuffled ties on capped pages": Case(
+        11, 8, Api(ties="shuffled", cap=6), one_group=9, may_warn=True, may_lose=True
+    ),
+    "4 shuffled ties, a filter cut to the day": Case(
+        16, 6, SHUFFLED._replace(cut=DAY), one_group=4
+    ),
+    "4 shuffled ties, a filter cut to the minute": Case(
+        16, 6, SHUFFLED._replace(cut=MINUTE), one_group=4
+    ),
+    "4 shuffled ties, a filter cut to the day, a cap": Case(
+        16, 10, Api(ties="shuffled", cap=10, cut=DAY), one_group=4
+    ),
+    "3 shuffled ties, a filter cut to the minute, a cap": Case(
+        16, 8, Api(ties="shuffled", cap=8, cut=MINUTE, has_total=False), one_group=3, may_warn=True
+    ),
+    "a filter cut to the minute": Case(8, 4, Api(cut=MINUTE)),
+    "a filter that excludes its time": Case(8, 3, Api(excludes=True), 1, **EXCLUDES),
+    "a depth of 6": Case(9, 3, Api(depth=6), 5),
+    "pages of 8 bytes": Case(8, 6, Api(page_bytes=8)),
+    "pages of 8 bytes without a total": Case(8, 6, Api(page_bytes=8, has_total=False)),
+}
+
+
+@pytest.fixture
+def world(monkeypatch):
     silent = SimpleNamespace(info=lambda line: None, warning=lambda line: None)
     monkeypatch.setattr(connector, "log", silent)
-    monkeypatch.setattr(connector, "Client", lambda settings: rows)
-    turns_ties, hidden_rows = api == "turns ties", range(count) if api == "hides" else [None]
-    page_cap, most_ties = (6, 2) if turns_ties else (3, count)
-    changes = changes_of(count)
-    if turns_ties:
-        changes = [(change, rows) for change, rows in changes if change == "changes"]
-    elif api and count == 6:
-        changes = [(change, rows) for change, rows in changes if len(rows) == 2]
-    lost, number = [], 0
-    for minutes, dies, hidden in product(patterns(count, most_ties), [False, True], hidden_rows):
-        histories = [History(minutes, dies, hidden)]
-        for history in histories:
-            rows, table = List(history, has_total, page_cap, turns_ties), {}
-            cursor, setbacks = sync(rows, table, LIST_START, dies, page_size)
-            if not history.at:
-                histories.extend(changed(history, rows.asked, changes, not api))
-                assert setbacks == 0 or api == "hides", history
-            rows.calm()
-            sync(rows, table, cursor, False, page_size)
-            number += 1
-            wanted = {id: row["version"] for id, row in rows.rows.items() if id != hidden}
-            if not wanted.items() <= table.items():
-                lost.append(history)
-    assert lost == []
-    assert number > 2000  # so that a change of this file cannot empty it unseen
+    return monkeypatch
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("name", QUICK)
+def test_no_row_of_a_list_of_five_is_lost(world, name, parallel):
+    assert run_case(world, QUICK[name], parallel, most=500) >= 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("name", SLOW)
+def test_no_row_of_a_small_list_is_lost_in_any_history(world, name, parallel):
+    assert run_case(world, SLOW[name], parallel, most=800) >= 200
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_ties_that_a_filter_leaves_out_are_not_lost_without_a_word(world, parallel):
+    case = Case(5, 3, Api(excludes=True), changes="", may_die=False, may_warn=True, may_lose=True)
+    run_case(world, case, parallel, most=500)
+
+
+def run_case(monkeypatch, case: Case, parallel: int, most: int) -> int:
+    """Run the histories of a case, not many more than so many. Returns their number."""
+    configuration = {
+        "base_url": URL,
+        "page_size": str(case.page_size),
+        "parallel_requests": str(parallel),
+        "lookback_seconds": str(int(LOOKBACK * TICK.total_seconds())),
+    }
+    settings = connector.validate_configuration(configuration)
+    monkeypatch.setattr(connector, "validate_configuration", lambda configuration: settings)
+    if case.api.ties == "by key":  # no page is long enough to show eight
+        monkeypatch.setattr(connector, "SURE_OVERLAP", 1)
+    faults = {}
+
+    def run(history: History) -> int:
+        fault, rows = fault_of(case, history, parallel, monkeypatch)
+        if fault:
+            kind = fault.partition(":")[0]
+            faults.setdefault(kind, []).append((len(rows.story), told(fault, history, rows)))
+        return len(rows.requests)
+
+    hidden_rows = range(case.count) if case.api.hides else [None]
+    deaths = [False, True] if case.may_die else [False]
+    calm = [History(*what) for what in product(patterns(case), deaths, hidden_rows)]
+    histories = [more for history in calm for more in changed(history, run(history), case)]
+    if len(histories) > most * max(MORE, 1):
+        histories = random.Random(None if MORE else 0).sample(histories, most * max(MORE, 1))
+    for history in histories:
+        run(history)
+    number = len(calm) + len(histories)
+    if faults:
+        counts = ", ".join(f"{len(found)} {kind}" for kind, found in faults.items())
+        shortest = "\n".join(min(found)[1] for found in faults.values())
+        pytest.fail(f"Of {number} histories: {counts}. The shortest:\n{shortest}", pytrace=False)
+    return number
