@@ -1,8 +1,9 @@
 """Compares the connector with two loops: what they lose of a list, and how long they take.
 
-Run it by hand: `python tests/benchmark.py`. Times are multiples of the floor, the time that writing the same rows takes
-with no API at all. Each run is a process of its own, against an API on loopback in another, and the contenders take
-turns; what is printed are medians. `--plot` draws them, too.
+Run it by hand: `python tests/benchmark.py`. Times are in seconds, and multiples of the floor: the time that writing the
+same rows takes with no API at all. Each run is a process of its own, against an API on loopback in another, and the
+contenders take turns; what is printed are medians. `--plot` draws them, too. `--nowhere` writes nowhere, and shows what
+reading alone costs.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
@@ -35,10 +36,12 @@ MODULES = {
 }
 PAGE_SIZE = 100
 CHANGES = (0, 1, 5, 20)  # users that change before a page
+TIES = (40, 300)  # the most users that share a time: fewer, and more, than a page has
+IN_FLIGHT = 8  # requests at a time, unless set otherwise
 STYLES = {  # of the lines in the plot, two of which lie on one another
-    "plain loop": {"color": "#d1495b", "lw": 2.5},
-    "short loop": {"color": "#edae49", "lw": 2.5, "linestyle": (0, (3, 2))},
-    "connector": {"color": "#2a9d8f", "lw": 5},
+    "plain loop": {"color": "#c0392b", "lw": 2.5},
+    "short loop": {"color": "#b7791f", "lw": 2.5, "linestyle": (0, (3, 2))},
+    "connector": {"color": "#1f7a6f", "lw": 5, "zorder": 1.9},
 }
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -81,7 +84,7 @@ class Api(BaseHTTPRequestHandler):
         parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
         start = bisect_left(self.times, parameters.get("updated_since", ""))
         offset, limit = int(parameters["offset"]), int(parameters["limit"])
-        self.counts.update(requests=1)
+        self.counts.update(requests=1, skipped=offset)
         page = self.users[start + offset : start + offset + limit]
         time.sleep(self.delay)
         self.answer(
@@ -128,7 +131,7 @@ def run(contender: str, count: int, url: str, nowhere: bool):
         connector = module.connector
     if nowhere:
         rows = []
-        module.op = SimpleNamespace(upsert=lambda table, row: rows.append(1), checkpoint=dict)
+        module.op = operations(upsert=lambda table, row: rows.append(1))
         sdk.Logging.LOG_LEVEL = sdk.Logging.Level.INFO
         before = time.process_time(), time.perf_counter()
         module.update(configuration, {})
@@ -142,6 +145,12 @@ def run(contender: str, count: int, url: str, nowhere: bool):
     if upserts < count:
         raise SystemExit(f"{contender} wrote {upserts} of {count} users")
     print(json.dumps({"cpu": cpu, "wall": wall, "memory": peak_memory()}))
+
+
+def operations(**functions) -> SimpleNamespace:
+    """Return what stands in for the SDK's operations: these functions, and others that do nothing."""
+    names = ("upsert", "delete", "truncate", "checkpoint", "warning")
+    return SimpleNamespace(**dict.fromkeys(names, lambda *arguments: None) | functions)
 
 
 def floor(count: int):
@@ -180,33 +189,46 @@ def peak_memory() -> float:
 # What is missing
 
 
-def missing_users(contender: str, api) -> int:
-    """Return how many users of an API two syncs leave out; during the second, nothing changes."""
+class Missing(NamedTuple):
+    """How many users are not in a table, or in an old version, and whether a sync failed."""
+
+    users: int
+    failed: bool
+
+    def __str__(self):
+        return f"{self.users:,}, with an error" if self.failed else f"{self.users:,}"
+
+
+def missing_users(contender: str, api, **settings: str) -> Missing:
+    """Return what two syncs of the users of an API leave out; during the second, nothing changes."""
     import http_server
     import sdk
 
     sdk.Logging.LOG_LEVEL = sdk.Logging.Level.WARNING
     reader = importlib.import_module(MODULES[contender])
-    names, state = {}, {}
-    reader.op = SimpleNamespace(
-        upsert=lambda table, row: names.update({row["id"]: row["name"]}),
-        checkpoint=lambda new: state.update(new),
+    names, state, failed = {}, {}, False
+    reader.op = operations(
+        upsert=lambda table, row: names.update({row["id"]: row["name"]}), checkpoint=state.update
     )
     with http_server.serve(api) as server:
-        settings = {"base_url": server.url, "page_size": str(PAGE_SIZE), "parallel_requests": "1"}
-        reader.update(settings, {})
-        api.changes = 0
-        api.now += timedelta(minutes=10)
-        reader.update(settings, state)
-    return sum(names.get(id) != user["name"] for id, user in api.users.items())
+        settings |= {"base_url": server.url, "page_size": str(PAGE_SIZE)}
+        for _ in range(2):
+            try:
+                reader.update(settings, dict(state))
+            except Exception:
+                failed = True
+            api.changes = 0
+            api.now += timedelta(minutes=10)
+    missing = sum(names.get(id) != user["name"] for id, user in api.users.items())
+    return Missing(missing, failed)
 
 
 @contextmanager
-def postgres_api(count: int):
+def postgres_api(count: int, most_ties: int):
     """Give an API over a table of PostgreSQL that sorts it by time alone, and in which nothing changes.
 
-    The time has no index, and 2 to 40 users each share one: PostgreSQL returns these in an order that depends on limit
-    plus offset.
+    The time has no index, and 2 to `most_ties` users share each: PostgreSQL returns these in an order that depends on
+    limit plus offset.
     """
     import psycopg
 
@@ -225,7 +247,7 @@ def postgres_api(count: int):
 
     api, dice = PostgresApi(), random.Random(1)
     while len(api.users) < count:
-        ties = min(dice.randint(2, 40), count - len(api.users))
+        ties = min(dice.randint(2, most_ties), count - len(api.users))
         api.add(ties, EPOCH + timedelta(seconds=len(api.users)))
     rows = [(user["id"], user["updatedAt"]) for user in api.users.values()]
     dice.shuffle(rows)
@@ -236,16 +258,20 @@ def postgres_api(count: int):
         yield api
 
 
-def missing_rows(contenders: list) -> dict:
+def missing_of(contenders: list) -> dict:
     """Return what is missing in the tables of the contenders, in the order of these, by what happens to the list."""
     import demo
 
     def missing(changes: int) -> list:
-        return [missing_users(name, demo.MovingApi(changes)) for name in contenders]
+        one_by_one = {"parallel_requests": "1"}  # so that the list changes the same way for all
+        return [missing_users(name, demo.MovingApi(changes), **one_by_one) for name in contenders]
 
-    with postgres_api(demo.USERS) as api:
-        unstable_ties = [missing_users(name, api) for name in contenders]
-    return {changes: missing(changes) for changes in CHANGES} | {"ties": unstable_ties}
+    def missing_of_ties(most: int) -> list:
+        with postgres_api(demo.USERS, most) as api:
+            return [missing_users(name, api) for name in contenders]
+
+    changes = {("change", count): missing(count) for count in CHANGES}
+    return changes | {("ties", most): missing_of_ties(most) for most in TIES}
 
 
 # The comparison
@@ -255,9 +281,9 @@ def measure(contender: str, count: int, url: str, nowhere: bool) -> dict:
     """Run a contender as a process of its own and return its figures."""
     counts_url = f"{url.rsplit('/', 1)[0]}/counts"
     urlopen(counts_url).close()
+    options = ["--users", str(count), "--url", url, *(["--nowhere"] if nowhere else [])]
     child = subprocess.run(
-        [sys.executable, __file__, "run", contender, "--users", str(count), "--url", url]
-        + ["--nowhere"] * nowhere,
+        [sys.executable, __file__, "run", contender, *options],
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -265,7 +291,7 @@ def measure(contender: str, count: int, url: str, nowhere: bool) -> dict:
     if child.returncode:
         raise SystemExit(child.stdout + child.stderr)
     with urlopen(counts_url) as response:
-        counts = {"requests": 0} | json.load(response)
+        counts = {"requests": 0, "skipped": 0} | json.load(response)
     (figures,) = (line for line in child.stdout.splitlines() if line.startswith('{"cpu"'))
     return {**json.loads(figures), **counts}
 
@@ -295,16 +321,28 @@ def compare(count: int, delay: int, runs: int, contenders: list, nowhere: bool) 
     }
 
 
-def show(delay: int, medians: dict):
+def show(delay: int, count: int, medians: dict, nowhere: bool):
     """Print all figures at a delay, in full."""
+    titles = "wall s,/ floor,/ 8 at once,rows/s,CPU s,CPU us/row,/ plain,peak MB,requests,skipped"
     print(f"\nAn answer takes {delay} ms")
-    print(f"{'':12}{'wall s':>9}{'/ floor':>9}{'CPU s':>9}{'peak MB':>9}{'requests':>10}")
+    print(f"{'':12}" + "".join(f"{title:>13}" for title in titles.split(",")))
     for contender, figures in medians.items():
-        print(
-            f"{contender:12}{figures['wall']:9.2f}{multiple(medians, contender):>9}"
-            f"{figures['cpu']:9.2f}{figures['memory']:9.0f}{figures['requests']:10.0f}",
-            flush=True,
-        )
+        wall, cpu, requests = figures["wall"], figures["cpu"], figures["requests"]
+        ideal = nowhere and contender == "connector" and requests * delay / 1000 / IN_FLIGHT
+        plain = medians.get("plain loop")
+        cells = [
+            f"{wall:.2f}",
+            multiple(medians, contender),
+            f"{wall / ideal:.2f}" if ideal else "",
+            f"{count / wall:,.0f}",
+            f"{cpu:.2f}",
+            f"{cpu / count * 1e6:.0f}",
+            f"{cpu / plain['cpu']:.2f}" if plain else "",
+            f"{figures['memory']:.0f}",
+            f"{requests:.0f}",
+            f"{figures['skipped']:,.0f}",
+        ]
+        print(f"{contender:12}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 
 def multiple(medians: dict, contender: str) -> str:
@@ -314,45 +352,78 @@ def multiple(medians: dict, contender: str) -> str:
 
 
 def show_summary(delays: dict, missing: dict, contenders: list):
-    """Print the table of the README: what is missing, times in floors, and requests."""
-    titles = ["missing: by time alone", *(f"{n} change" for n in CHANGES[1:])]
-    titles += [f"time: {delay} ms" for delay in delays] + ["requests"]
+    """Print the table of the README: what is missing; seconds, and multiples of the floor; requests; rows skipped."""
+    titles = [f"missing: {count} {what}" for what, count in missing if count]
+    titles += [f"s at {delay} ms (floors)" for delay in delays] + ["requests", "rows skipped"]
     print("\n| | " + " | ".join(titles) + " |\n" + "| --- " * (len(titles) + 1) + "|")
     for number, name in enumerate(contenders):
-        requests = list(delays.values())[-1][name]["requests"]
-        cells = [missing["ties"][number], *(missing[n][number] for n in CHANGES[1:])]
-        cells += [multiple(medians, name) for medians in delays.values()]
-        cells += [f"{requests:.0f}"]
+        last = list(delays.values())[-1][name]
+        cells = [found[number] for (_, count), found in missing.items() if count]
+        cells += [
+            f"{medians[name]['wall']:.1f} ({multiple(medians, name)})"
+            for medians in delays.values()
+        ]
+        cells += [f"{last['requests']:.0f}", f"{last['skipped']:,.0f}"]
         print(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+    floors = ", ".join(f"{medians['floor']['wall']:.1f} s" for medians in delays.values())
+    print(f"\nThe floor: {floors}")
 
 
 def plot(delays: dict, missing: dict, contenders: list):
-    """Draw what is missing, and the times, into .github/: once for light and once for dark pages."""
+    """Draw what is missing, and the times, into .github/benchmark.svg."""
     import matplotlib as mpl
     from matplotlib import pyplot
 
     mpl.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11})
+    mpl.rcParams["axes.titlesize"] = 12
     mpl.rcParams["svg.hashsalt"] = "benchmark"  # the same figure is the same file
-    for name, color in {"benchmark": "#1f2328", "benchmark-dark": "#f0f6fc"}.items():
-        ink = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
-        with pyplot.rc_context(dict.fromkeys(ink, color)):
-            figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-            for number, contender in reversed(list(enumerate(contenders))):
-                style = STYLES[contender] | {"label": contender, "marker": "o"}
-                left.plot(CHANGES, [missing[changes][number] for changes in CHANGES], **style)
-                times = [float(multiple(medians, contender)) for medians in delays.values()]
-                right.plot(list(delays), times, **style)
-            left.set(title="Rows missing for good, of 5,000")
-            left.set(xlabel="rows that change before a page", xticks=CHANGES)
-            right.set(title="Time of a first sync", ylabel="times the writing alone")
-            right.set(xlabel="ms an answer takes", xticks=list(delays), ylim=(0, None))
-            for axes in (left, right):
-                axes.set_facecolor("none")
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.legend(frameon=False)
-            path = PROJECT / ".github" / f"{name}.svg"
-            figure.savefig(path, transparent=True, metadata={"Date": None})
-            pyplot.close(figure)
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(12, 3.7), layout="constrained")
+    lost, of_ties, seconds = {}, {}, {}
+    for number, name in enumerate(contenders):
+        lost[name] = [missing["change", count][number].users for count in CHANGES]
+        of_ties[name] = missing["ties", TIES[-1]][number]
+        seconds[name] = [medians[name]["wall"] for medians in delays.values()]
+
+    draw_lines(left, CHANGES, lost, "{:,}")
+    left.set(title="Rows missing for good, of 5,000", xticks=CHANGES, ylim=(0, None))
+    left.set(xlabel="rows that change before each page")
+    draw_bars(middle, of_ties)
+    middle.set(title=f"Missing if up to {TIES[-1]} share a time")
+    middle.set(xlabel=f"{PAGE_SIZE} a page, PostgreSQL without an index", xticks=[0, 2500, 5000])
+    draw_lines(right, list(delays), seconds, "{:.1f} s")
+    right.set(title="Seconds of a first sync", xticks=list(delays), ylim=(0, None))
+    right.set(xlabel="ms an answer takes")
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.get_layout_engine().set(w_pad=0.2)
+    path = PROJECT / ".github" / "benchmark.svg"
+    figure.savefig(path, facecolor="white", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def draw_lines(axes, x: list, values: dict, text: str):
+    """Draw a line for each contender, with its last value behind it as a text."""
+    labels = {}  # with the value and the color of each
+    for name, y in values.items():
+        axes.plot(x, y, **STYLES[name], marker="o", label=name, clip_on=False)
+        labels[text.format(y[-1])] = y[-1], STYLES[name]["color"]
+    height = max(map(max, values.values()))
+    lowest = -height
+    for label, (value, color) in sorted(labels.items(), key=lambda label: label[1]):
+        lowest = max(value, lowest + 0.1 * height)  # above the last, where lines end near by
+        axes.text(x[-1] * 1.04, lowest, label, color=color, fontweight="bold", va="center")
+    axes.legend(frameon=False, loc="upper left")
+
+
+def draw_bars(axes, values: dict):
+    """Draw a bar for each contender, with its value behind it as a text."""
+    for name, found in values.items():
+        color = STYLES[name]["color"]
+        label = f"{found.users:,}" + ("\n(error)" if found.failed else "")
+        bar = axes.barh(name, found.users, color=color, height=0.5)
+        axes.bar_label(bar, [label], padding=4, color=color, fontweight="bold")
+    axes.set(xlim=(0, 6000))
+    axes.invert_yaxis()
 
 
 def main():
@@ -385,10 +456,10 @@ def main():
             delays[delay] = compare(
                 options.users, delay, options.runs, contenders, options.nowhere
             )
-            show(delay, delays[delay])
+            show(delay, options.users, delays[delay], options.nowhere)
         if not options.nowhere:
             contenders = [name for name in contenders if name != "floor"]
-            missing = missing_rows(contenders)
+            missing = missing_of(contenders)
             show_summary(delays, missing, contenders)
             if options.plot:
                 plot(delays, missing, contenders)
