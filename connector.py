@@ -111,7 +111,7 @@ def total_of(body: Any, headers: Mapping) -> int:
 CLOCK_SKEW = timedelta(seconds=10)  # between the clocks of the `Date` header and of timestamps
 WINDOW_ROWS = 10_000  # the largest offset plus limit: many APIs refuse more, or show nothing
 LEAST_OVERLAP = 2  # rows that two pages share: the last one that was read, and one in front of it
-SURE_OVERLAP = 8  # ties in their order of reading that suffice, although some of them have left
+SURE_OVERLAP = 8  # ties shown in their order of reading that suffice although others have left
 MAX_SETBACKS = 8  # batches in a row without a page that joins
 MAX_CHANGED_PAGES = 100  # pages of rows that changed during the sync, after which it ends
 
@@ -240,10 +240,10 @@ def write_state(cursors: dict[str, "Timestamp"]) -> dict:
 
 
 def next_cursor(cursor: "Timestamp", rows: list["Row"], settled: datetime) -> "Timestamp":
-    """Return the cursor to checkpoint after a page: the time of its last row that has settled.
+    """Return the cursor to checkpoint after a page: the last time in it not later than `settled`.
 
-    In front of younger rows others may still appear, from transactions that take long: the next
-    sync reads those again. The cursor never goes back, and stays as it is until a row has settled.
+    Among later rows, some may still appear, from transactions that take long: the next sync reads
+    all of those again. The cursor never goes back, and stays as it is until a row has settled.
     """
     times = (row.time for row in reversed(rows) if row.time <= settled)
     return max(cursor, next(times, cursor))
@@ -345,7 +345,7 @@ class Verdict(Enum):
     """What became of the last request of a batch."""
 
     JOINS = "its page leaves no gap behind what was read before"
-    BEHIND = "it is behind the end of the list, or of what the API shows"
+    BEHIND = "it is empty, refused, or the last page again: the list ends, or the API hides more"
     MOVED = "rows have left in front of its page, or its ties have no stable order"
     MISSES = "its page lacks the row that was read last: this has changed, or the filter omits it"
     FAILED = "no page came"
@@ -380,9 +380,9 @@ class Reader:
     that row has been read, or has left. Else it is dropped with those behind it, and a new batch
     begins. So a list that moves, or an API that fails, costs requests and never rows.
 
-    A first row of the last timestamp is not enough: a tie, a row of the same timestamp, that was
-    not read may stand in front of it. So pages overlap by at least two rows, and by more once one
-    did not join.
+    A first row of the last timestamp is not enough: a tie (a row of the same timestamp) that was
+    not read may stand in front of it. So pages overlap by two rows or more (by one if pages have
+    only two or three), and by more once one did not join.
 
     Where ties fill a page, the last timestamp does not become later, and reading goes on by offset
     among them. That asks for a stable order, as by key: the next page must begin with ties that
@@ -412,7 +412,8 @@ class Reader:
         self.last_page: Page | None = None  # that joined
         self._reads_all = reads_all
         self._read = RowsRead()
-        # of anchors: whether one has begun with the row read last; one since the last new row not
+        # whether any anchor has begun with the row read last; whether, since the last new row, one
+        # has not
         self._anchor_matched = self._anchor_missed = False
         # of ties: how many pages had them in another order, whether one page has shown all, and
         # how far the pages reach that joined since offset 0
@@ -498,7 +499,7 @@ class Reader:
     def _judge(self, place: Place, page: Page) -> Verdict:
         """Return whether a page leaves no gap, or why not."""
         if page.offset == 0:
-            # an empty one, although rows of that time have been read, may be a fault of the moment
+            # empty, although rows of that time were read: BEHIND, so that it is asked for again
             is_odd = not page.rows and self._read.ties and not self._anchor_missed
             if is_odd and self._empty_pages < 2:
                 return Verdict.MISSES if place.fallback else Verdict.BEHIND
@@ -517,10 +518,10 @@ class Reader:
         return self._read.last - place.since > place.cut
 
     def _ties_fill_page(self, place: Place) -> bool:
-        """Return whether a page may begin among ties, as none that begins in front shows them all.
+        """Return whether ties fill so much of a page that the next one may begin among them.
 
-        An anchor would. Otherwise, if they are less than half a page, two pages can share them and
-        one row more.
+        That is half a page: fewer fit into the overlap, with an older row in front. It is not so
+        where an anchor would help: one at their time shows them from the first on.
         """
         half_page = min(self.pace.most_overlap, max(len(self.last_page.rows) // 2, 1))
         anchor_helps = self._anchor_helps(place) and not self._anchor_missed
@@ -544,6 +545,7 @@ class Reader:
         are_latest = known[-1] == len(ties) - 1 and known[-1] - known[0] == len(known) - 1
         if are_latest and len(known) == len(page.rows):
             return True  # there is nothing else
+        # with the latest tie and none lacking in between, little is needed; else some have left
         least = LEAST_OVERLAP if can_ask_for_more else self.pace.most_overlap
         least = min(least, LEAST_OVERLAP) if are_latest else SURE_OVERLAP
         return least <= len(known) <= self._reach - page.offset
@@ -559,8 +561,9 @@ class Reader:
         if len({row.key for row in page.rows}) < len(page.rows):
             key = ", ".join(self.table.primary_key)
             self._warn(f"Rows have the same {key}: name more fields in `primary_key`.")
-        # if the total says so, or the API can give longer ones, nothing is behind a page
-        is_last = page.total == page.end or self.pace.longest != len(page.rows) < self.pace.limit
+        # nothing is behind a short page if the total says so, or others are longer or shorter
+        is_short, longest = len(page.rows) < self.pace.limit, self.pace.longest
+        is_last = is_short and (page.total == page.end or len(page.rows) != longest)
         asked = min(self.pace.limit, self.settings.page_size)  # of which some may be hidden
         reach = max(page.end, page.offset + asked)
         self._reach = max(self._reach, reach) if page.offset > 0 else reach
@@ -568,11 +571,12 @@ class Reader:
         self.pace.learn_from(page)
         new = self._read.add(page.rows)
         begins_in_front = page.offset == 0 or page.rows[0].time < self._read.last
-        self._has_all = (is_last and begins_in_front) or (self._has_all and not new)
+        shows_all = is_last and begins_in_front
+        self._has_all = shows_all or (self._has_all and not new)
         self._has_rejoined = not new
         if new:
             self._anchor_missed, self._setbacks, self._refused = False, 0, False
-        self._unread = [row for row in self._unread if row not in self._read]
+        self._unread = [] if shows_all else [r for r in self._unread if r not in self._read]
         return new
 
     def _place_after(self, batch: Batch) -> Place | None:
@@ -591,7 +595,7 @@ class Reader:
         ties = 0 if self._ties_fill_page(place) else len(self._read.ties)
         overlap = self.pace.overlap(ties, has_new)
         next_place = place._replace(offset=max(page.end - overlap, page.offset), fallback=None)
-        # an anchor that begins with rows of before is asked for no sooner than needed
+        # where the API cuts the time, an anchor repeats rows: put it off while pages join
         is_deep = page.end + self.pace.limit > WINDOW_ROWS
         goes_on = place.cut and batch.is_whole and has_new and not is_deep
         is_end = batch.is_whole and not has_new and len(page.rows) <= overlap
@@ -603,9 +607,14 @@ class Reader:
         return next_place
 
     def _go_back(self, place: Place) -> Place | None:
-        """Return where to read on after a batch without any page. Raises `SyncError`."""
+        """Return where to read on after a batch without any page, None if the list has ended.
+
+        Raises `SyncError`.
+        """
         self._setbacks += 1
-        is_sure = self._has_all or not (self._refused or self._unread or self._disorders > 2)
+        is_sure = not self._unread and (
+            self._has_all or not (self._refused or self._disorders > 2)
+        )
         may_end = self._setbacks > 2 and self._has_rejoined and not self.pace.can_ask_for_more
         if may_end and is_sure:
             self._check_end(self.last_page)
@@ -635,7 +644,7 @@ class Reader:
         """
         (time_before, lag_before), last, page = self._newest, self._read.last, self.last_page
         lag = page.time - last
-        self._newest = last, lag
+        self._newest = last, lag  # for the next call: there is one for each batch
         is_short = len(page.rows) < self.pace.page_length
         has_changed = self.started <= last <= page.time + CLOCK_SKEW
         keeps_up = last > time_before and lag > lag_before - timedelta(seconds=2)  # as of `Date`
